@@ -1,0 +1,123 @@
+"""The only module that draws: progress, tables, and lines for people. Everything goes to stderr but results.
+
+On a terminal a progress bar shows rate and time left; elsewhere a plain line comes every few seconds; a quiet
+console says nothing. `Console` is passed to what draws; there is no global one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PLAIN_SECONDS = 5.0
+
+
+class Task:
+    """A running count towards a total, with an optional second count such as tokens."""
+
+    def __init__(self, console: Console, label: str, total: int | None, done: int, unit: str) -> None:
+        self.console, self.label, self.total, self.unit = console, label, total, unit
+        self.done = self.first = done
+        self.extra = 0.0
+        self.extra_unit = ""
+        self.started = time.monotonic()
+        self._said = self.started
+        self._bar: tuple[Progress, TaskID] | None = None
+
+    def advance(self, count: int = 1, extra: float = 0.0, extra_unit: str = "tokens") -> None:
+        """Count `count` more done and, beside it, `extra` of something else (shown as a rate)."""
+        self.done += count
+        self.extra += extra
+        self.extra_unit = extra_unit if self.extra else ""
+        if self._bar is not None:
+            bar, task = self._bar
+            bar.update(task, completed=self.done, note=self._rates())
+        elif not self.console.quiet and time.monotonic() - self._said >= PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self.console.say(self._line())
+
+    def _rates(self) -> str:
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        note = f"{(self.done - self.first) / elapsed:.1f} {self.unit}/s"
+        return note + (f", {self.extra / elapsed:.0f} {self.extra_unit}/s" if self.extra_unit else "")
+
+    def _line(self) -> str:
+        elapsed = time.monotonic() - self.started
+        of = f"/{self.total}" if self.total is not None else ""
+        left = ""
+        if self.total and self.done > self.first:
+            seconds = elapsed / (self.done - self.first) * (self.total - self.done)
+            left = f", {duration(seconds)} left"
+        return f"{self.label}: {self.done}{of} {self.unit}, {self._rates()}{left}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60} s"
+    return f"{s // 3600} h {s % 3600 // 60} min"
+
+
+class Console:
+    """Where a command speaks. `quiet` silences everything but warnings and errors."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person watches."""
+        return sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """One line, unless quiet."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """One line, even when quiet."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, label: str, total: int | None = None, done: int = 0, unit: str = "rows") -> Iterator[Task]:
+        """Show progress while the block runs; `done` is what an earlier call had finished already."""
+        task = Task(self, label, total, done, unit)
+        if self.quiet or not self.is_terminal:
+            yield task
+            if not self.quiet and task.done > task.first:
+                self.say(f"{label}: {task.done} {unit}, {task._rates()}, {duration(time.monotonic() - task.started)}")
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        with Progress(*columns, console=RichConsole(stderr=True)) as bar:
+            task._bar = (bar, bar.add_task(label, total=total, completed=done, note=""))
+            yield task
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table on stdout; the first column is text, the others are right-aligned."""
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        RichConsole(file=sys.stdout).print(table)

@@ -1,0 +1,51 @@
+"""Every error that is the user's to mend.
+
+    SdftError              base; the command line prints it on one line and exits 2
+    ├── RecipeError        a recipe that cannot be run: unknown key, wrong type, missing base file
+    ├── DataError          a dataset that cannot be read, or rows in it that are not examples
+    ├── PromptError        a prompt that cannot be rendered: no template, missing variable, too long
+    ├── ModelError         a model that cannot be loaded, or does not fit its adapter or tokenizer
+    ├── EngineError        a generation engine that cannot start or go on
+    ├── BenchmarkError     a benchmark whose data or package is missing
+    └── RunError           a run folder that is locked, belongs to another recipe, or cannot be written
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SdftError(Exception):
+    """Base of all errors that say what is wrong, where, and what to do."""
+
+
+class RecipeError(SdftError):
+    """The recipe is wrong. `problems` lists every one that was found, not only the first."""
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+class DataError(SdftError):
+    """A dataset, or rows of it, cannot be used."""
+
+
+class PromptError(SdftError):
+    """A prompt cannot be rendered."""
+
+
+class ModelError(SdftError):
+    """A model, tokenizer or adapter cannot be loaded."""
+
+
+class EngineError(SdftError):
+    """A generation engine cannot start or go on."""
+
+
+class BenchmarkError(SdftError):
+    """A benchmark cannot run: data, package or setting is missing."""
+
+
+class RunError(SdftError):
+    """A run folder cannot be used as asked."""

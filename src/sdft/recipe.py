@@ -1,0 +1,320 @@
+"""A recipe: YAML and `key=value` → typed settings, with every error at once.
+
+Values come from defaults, then the YAML file, then `key=value` from the command line. A plain string stands for
+`{name: string}` where a section has a name: models, engines, checks and benchmarks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from sdft.benchmarks import AnyBenchmark
+from sdft.checks import AnyCheck
+from sdft.data.config import DataConfig
+from sdft.engines import AnyEngine, Sampling, TransformersSettings
+from sdft.errors import RecipeError
+from sdft.models import ModelConfig
+from sdft.prompts import PromptConfig
+from sdft.records import Settings
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class DistillConfig(Sampling):
+    """How the seed model rewrites the dataset's replies."""
+
+    engine: Annotated[AnyEngine, BeforeValidator(_named)] = TransformersSettings()
+    candidates: int = Field(default=1, ge=1)
+    """Rewrites tried for each example; a later one is only generated where the earlier ones failed the checks."""
+    temperature: float = Field(default=0.95, ge=0)
+    top_p: float = Field(default=0.7, gt=0, le=1)
+    top_k: int = Field(default=50, ge=0)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The decoding settings alone."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
+
+
+class SelectConfig(Settings):
+    """Which rewrites replace the original."""
+
+    checks: tuple[Annotated[AnyCheck, BeforeValidator(_named)], ...] = Field(default=("leak",), validate_default=True)
+    """Applied in this order; the first that refuses gives the reason."""
+    keep_truncated: bool = False
+    """Keep rewrites that were cut at the token limit."""
+
+
+class LoraConfig(Settings):
+    """A LoRA adapter, in PEFT's terms."""
+
+    r: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = ("q_proj", "v_proj")
+    """Module names, or `all-linear`."""
+
+
+class TrainConfig(Settings):
+    """Fine-tuning, in the Trainer's terms."""
+
+    epochs: float = Field(default=2, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    lora: LoraConfig | None = LoraConfig()
+    """null trains all weights."""
+    per_device_train_batch_size: int = Field(default=2, ge=1)
+    gradient_accumulation_steps: int = Field(default=4, ge=1)
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    max_length: int = Field(default=1024, ge=8)
+    """Tokens of prompt and reply together."""
+    on_long: Literal["error", "skip", "truncate"] = "truncate"
+    """Examples longer than `max_length`: `truncate` cuts the end of the reply, counted in the manifest."""
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    bf16: bool | None = None
+    """Mixed precision. None: on where the device computes it natively."""
+    logging_steps: int = Field(default=10, ge=1)
+    save_steps: int = Field(default=200, ge=1)
+    """A checkpoint to resume from, every so many optimizer steps."""
+    report_to: tuple[str, ...] = ()
+    """`wandb`, `mlflow`, `tensorboard` …: transformers' own integrations."""
+
+
+class EvaluateConfig(Settings):
+    """What is measured on the seed and on each tuned model."""
+
+    benchmarks: tuple[Annotated[AnyBenchmark, BeforeValidator(_named)], ...] = ()
+    engine: Annotated[AnyEngine, BeforeValidator(_named)] = TransformersSettings()
+    sampling: Sampling = Sampling()
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _unique(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [benchmark.label or benchmark.name for benchmark in value]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"'{name}' stands twice; give one of them another `label`")
+        return value
+
+
+Method = Literal["sft", "sdft"]
+METHODS: dict[Method, str] = {
+    "sft": "fine-tune on the original replies (vanilla)",
+    "sdft": "fine-tune on the distilled replies",
+}
+
+
+class Recipe(Settings):
+    """A whole run, from a dataset and a seed model to adapters and a report."""
+
+    name: str = ""
+    """Name of the run folder; default: the recipe file's name."""
+    output_dir: str = "runs"
+    """Run folders stand in here."""
+    model: Annotated[ModelConfig, BeforeValidator(_named)]
+    data: DataConfig
+    prompt: PromptConfig = PromptConfig()
+    distill: DistillConfig = DistillConfig()
+    select: SelectConfig = SelectConfig()
+    train: TrainConfig = TrainConfig()
+    methods: tuple[Method, ...] = ("sft", "sdft")
+    evaluate: EvaluateConfig = EvaluateConfig()
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("methods")
+    @classmethod
+    def _unique_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for method in sorted({method for method in value if value.count(method) > 1}):
+            raise ValueError(f"method '{method}' is named twice")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if "/" in value or value.startswith("."):
+            raise ValueError("a run's name has no slash and no leading dot; use output_dir for the place")
+        return value
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return Path(self.output_dir) / self.name
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file or a mapping, with `key=value` overrides in dotted form.
+
+    Raises RecipeError with all problems found, each with its key and, for a misspelt one, the likely key.
+    """
+    problems: list[str] = []
+    if isinstance(source, Mapping):
+        where, tree = "recipe", _copy(source)
+    else:
+        path = Path(source)
+        where, tree = str(path), _read_yaml(path)
+        tree.setdefault("name", path.stem)
+    for override in overrides:
+        problem = _apply_override(tree, override)
+        if problem:
+            problems.append(problem)
+    if not tree.get("name") and isinstance(source, Mapping):
+        tree["name"] = "run"
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems += [_explain(item) for item in error.errors()]
+        recipe = None
+    if problems or recipe is None:
+        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        raise RecipeError(f"{where}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-4` is a number (YAML 1.1 wants `1.0e-4`) and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; `sdft list recipes` shows those that come with sdft") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise RecipeError(f"{path}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys such as `model:` and `data:`")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> str | None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        return f"'{override}': an override has the form key=value, such as train.epochs=1"
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        return f"'{override}': the value is not valid YAML ({getattr(error, 'problem', error)})"
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        child = node.get(part)
+        if isinstance(child, str):
+            child = {"name": child}
+        elif child is None:
+            child = {}
+        elif not isinstance(child, dict):
+            return f"'{override}': '{part}' is a {type(child).__name__} and has no keys; replace it as a whole"
+        node[part] = child
+        node = child
+    node[last] = value
+    return None
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error as `key: what is wrong`, with a suggestion for misspelt keys and names."""
+    loc, kind = [part for part in item["loc"]], item["type"]
+    model = _model_at(Recipe, loc[:-1])
+    key = ".".join(str(part) for part in loc if not (isinstance(part, str) and part[:1].isupper()))
+    if kind == "extra_forbidden":
+        options = list(model.model_fields) if model else []
+        return f"{key}: unknown key{_did_you_mean(str(loc[-1]), options)}"
+    if kind == "missing":
+        return f"{key}: missing; it has no default"
+    if kind == "union_tag_invalid":
+        context = item["ctx"]
+        names = [name.strip(" '") for name in context["expected_tags"].split(",")]
+        return f"{key}: no '{context['tag']}'{_did_you_mean(context['tag'], names)}"
+    if kind == "literal_error":
+        names = [name.strip(" '") for name in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        return f"{key}: {item['input']!r} is none of {', '.join(names)}{_did_you_mean(str(item['input']), names)}"
+    if kind == "value_error":
+        return f"{key}: {item['ctx']['error']}"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    shown = repr(item["input"])
+    return f"{key}: {message}, not {shown if len(shown) < 60 else type(item['input']).__name__}"
+
+
+def _did_you_mean(word: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there are: {', '.join(options)}" if options else ""
+
+
+def _model_at(model: type[BaseModel], loc: list[Any]) -> type[BaseModel] | None:
+    """The settings class at a path such as ("evaluate", "benchmarks", 0, "gsm8k")."""
+    current: Any = model
+    for part in loc:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field: FieldInfo | None = current.model_fields.get(str(part))
+            if field is None:
+                return None
+            current = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        else:
+            members = list(_members(current))
+            if isinstance(part, int):
+                continue  # an index into a tuple: its members are what `current` yields
+            tagged = [m for m in members if part in typing.get_args(m.model_fields["name"].annotation)] if all(
+                "name" in m.model_fields for m in members
+            ) else []
+            holders = tagged or [m for m in members if part in m.model_fields]
+            if not holders:
+                return None
+            current = holders[0]
+            if not tagged:
+                field = current.model_fields[str(part)]
+                current = field.annotation
+    found = list(_members(current))
+    return found[0] if len(found) == 1 else None
+
+
+def _members(annotation: Any) -> Iterable[type[BaseModel]]:
+    """All settings classes inside an annotation: unions, tuples, Annotated."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        return
+    origin = typing.get_origin(annotation)
+    if origin in (Union, types.UnionType, tuple, Annotated):
+        for part in typing.get_args(annotation):
+            yield from _members(part)

@@ -1,0 +1,250 @@
+"""A run folder on disk: paths, JSONL files, stage markers, the lock, and seeds.
+
+    runs/<name>/
+      recipe.yaml  manifest.json
+      data/train.jsonl
+      distill/rewrites.jsonl
+      select/choices.jsonl  summary.json  distilled.jsonl …
+      train/<method>/
+      eval/<model>/<benchmark>/predictions.jsonl  scores.json
+      report/report.html  report.md  report.json
+      stages/<stage>.json       digest and completion marker of each stage
+
+Nothing half-written is taken for whole: small files are written beside their place and renamed; JSONL files
+are appended line by line and lose a torn last line when they are opened again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TypeVar
+
+from pydantic import ValidationError
+
+from sdft.errors import RunError
+from sdft.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+def seed_for(*parts: str | int) -> int:
+    """A 63-bit seed that depends on nothing but `parts`, such as (recipe seed, stage, example id, candidate)."""
+    text = "\x1f".join(str(p) for p in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def digest(value: Any) -> str:
+    """A short hash of any JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[str]]:
+    """Open a text file that appears under its name only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    with atomic_write(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises RunError where it is missing, unreadable or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing; run the stage that writes it") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); delete it and run again") from None
+
+
+class JsonlWriter:
+    """Appends records to a JSONL file, one `write` a line. A torn last line is cut off first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drop_torn_line(path)
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, record: Record) -> None:
+        """Append one record. Raises OSError where the disk is full; what stands before it is whole."""
+        line = record.model_dump_json(exclude_defaults=False).encode() + b"\n"
+        view = memoryview(line)
+        while view:  # an unbuffered write may be short when the disk fills
+            view = view[self._file.write(view) :]
+
+    def __enter__(self) -> JsonlWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut what stands after the last newline: the line that a killed process did not finish."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep > 0:
+            start = max(0, keep - 65536)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep != end:
+            file.truncate(keep)
+
+
+def read_jsonl(path: Path, record: type[R]) -> Iterator[R]:
+    """Stream records. Raises RunError naming the file and line that cannot be read."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing; run the stage that writes it") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return  # torn: its writer was killed, and will write it again
+            try:
+                yield record.model_validate_json(line)
+            except ValidationError as error:
+                what = error.errors()[0]["msg"]
+                raise RunError(
+                    f"{path}:{number}: not a {record.__name__} ({what}); mend or delete the file, then run again"
+                ) from None
+
+
+def write_jsonl(path: Path, records: Iterable[Record]) -> int:
+    """Write a whole JSONL file atomically; returns the number of lines."""
+    count = 0
+    with atomic_write(path) as file:
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+            count += 1
+    return count
+
+
+class RunDir:
+    """One run folder. Use it as a context manager to hold its lock."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+
+    def __truediv__(self, part: str) -> Path:
+        return self.path / part
+
+    def __enter__(self) -> RunDir:
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise RunError(
+                f"{self.path}: another process (pid {owner}) works on this run; wait for it, or give this run "
+                "another name with name=NAME"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # Stage markers
+
+    def stage_file(self, stage: str) -> Path:
+        """Where a stage's digest and completion marker stand; `stage` may hold a slash, as `train/sft`."""
+        return self.path / "stages" / f"{stage.replace('/', '.')}.json"
+
+    def stage_state(self, stage: str) -> Mapping[str, Any] | None:
+        """`{"inputs": …, "digest": …, "finished": bool, …}` as last written, or None."""
+        path = self.stage_file(stage)
+        return read_json(path) if path.exists() else None
+
+    def is_finished(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether the stage is done for just these inputs."""
+        state = self.stage_state(stage)
+        return bool(state and state["finished"] and state["digest"] == digest(inputs))
+
+    def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+        """Claim a stage for these inputs; False where it is finished already.
+
+        Raises RunError where the folder holds this stage's work for other inputs, naming the keys that differ.
+        """
+        state = self.stage_state(stage)
+        if state is not None and state["digest"] != digest(inputs):
+            changed = changed_keys(state["inputs"], inputs)
+            raise RunError(
+                f"{self.path}: stage '{stage}' was made with other settings ({'; '.join(changed)}). Give this run "
+                f"another name with name=NAME, restore the settings, or redo it with --redo {stage.split('/')[0]}"
+            )
+        if state is not None and state["finished"]:
+            return False
+        if state is None:
+            write_json(self.stage_file(stage), {"digest": digest(inputs), "finished": False, "inputs": inputs})
+        return True
+
+    def finish(self, stage: str, inputs: Mapping[str, Any], seconds: float) -> None:
+        """Write the completion marker, last of all."""
+        state = {"digest": digest(inputs), "finished": True, "seconds": round(seconds, 1), "inputs": inputs}
+        write_json(self.stage_file(stage), state)
+
+    def forget(self, stage: str) -> None:
+        """Drop a stage's marker, so that it is made anew."""
+        self.stage_file(stage).unlink(missing_ok=True)
+
+
+def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Name each key whose value differs, as `train.epochs: 5 → 1`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        out: list[str] = []
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                out += changed_keys(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return out
+    return [f"{prefix}: {json.dumps(old, ensure_ascii=False)} → {json.dumps(new, ensure_ascii=False)}"]
