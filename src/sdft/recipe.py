@@ -7,6 +7,7 @@ Values come from defaults, then the YAML file, then `key=value` from the command
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ from sdft.engines import AnyEngine, Sampling, TransformersSettings
 from sdft.errors import RecipeError
 from sdft.models import ModelConfig
 from sdft.prompts import PromptConfig
+from sdft.prompts import problems as prompt_problems
 from sdft.records import Settings
 
 
@@ -40,6 +42,12 @@ class DistillConfig(Sampling):
     temperature: float = Field(default=0.95, ge=0)
     top_p: float = Field(default=0.7, gt=0, le=1)
     top_k: int = Field(default=50, ge=0)
+
+    @model_validator(mode="after")
+    def _candidates_differ(self) -> DistillConfig:
+        if self.candidates > 1 and self.temperature == 0:
+            raise ValueError("candidates: greedy decoding gives the same reply each time; set temperature above 0")
+        return self
 
     @property
     def sampling(self) -> Sampling:
@@ -177,10 +185,19 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
         recipe = None
+    problems += _prompt_problems(tree.get("prompt", {}))
     if problems or recipe is None:
         count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
         raise RecipeError(f"{where}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
     return recipe
+
+
+def _prompt_problems(tree: Any) -> list[str]:
+    """What is wrong with the prompt section's templates, also where other sections are wrong."""
+    try:
+        return prompt_problems(PromptConfig.model_validate(tree))
+    except ValidationError:
+        return []  # its keys and types have been named already
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -199,7 +216,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-4` is a number (YAML 1.1 wants `1.0e-4`) and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", node.start_mark)
@@ -207,7 +224,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
@@ -253,7 +270,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
 
 def _explain(item: Any) -> str:
     """One pydantic error as `key: what is wrong`, with a suggestion for misspelt keys and names."""
-    loc, kind = [part for part in item["loc"]], item["type"]
+    loc, kind = list(item["loc"]), item["type"]
     model = _model_at(Recipe, loc[:-1])
     key = ".".join(str(part) for part in loc if not (isinstance(part, str) and part[:1].isupper()))
     if kind == "extra_forbidden":
@@ -295,9 +312,11 @@ def _model_at(model: type[BaseModel], loc: list[Any]) -> type[BaseModel] | None:
             members = list(_members(current))
             if isinstance(part, int):
                 continue  # an index into a tuple: its members are what `current` yields
-            tagged = [m for m in members if part in typing.get_args(m.model_fields["name"].annotation)] if all(
-                "name" in m.model_fields for m in members
-            ) else []
+            tagged = (
+                [m for m in members if part in typing.get_args(m.model_fields["name"].annotation)]
+                if all("name" in m.model_fields for m in members)
+                else []
+            )
             holders = tagged or [m for m in members if part in m.model_fields]
             if not holders:
                 return None

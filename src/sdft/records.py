@@ -144,6 +144,16 @@ class Prediction(Record):
     """A category within the benchmark, such as `writing`."""
 
 
+class Metric(Settings):
+    """How a benchmark's per-row values become a score."""
+
+    kind: Literal["rate", "mean"] = "rate"
+    """`rate`: values 0 or 1, Wilson interval; `mean`: any values, bootstrap interval."""
+    better: Literal["higher", "lower", "neither"] = "higher"
+    percent: bool = True
+    """Shown times 100."""
+
+
 class Score(Record):
     """One metric of one model on one benchmark, with its 95 % interval."""
 

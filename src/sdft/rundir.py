@@ -20,11 +20,13 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -159,6 +161,25 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
+@dataclass(frozen=True)
+class Jsonl(Generic[R]):
+    """The records of a JSONL file, read anew from the disk each time it is iterated."""
+
+    path: Path
+    record: type[R]
+
+    def __iter__(self) -> Iterator[R]:
+        return read_jsonl(self.path, self.record)
+
+
+def count_lines(path: Path) -> int:
+    """The number of whole lines of a file; 0 where it does not exist."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
 class RunDir:
     """One run folder. Use it as a context manager to hold its lock."""
 
@@ -211,40 +232,70 @@ class RunDir:
         state = self.stage_state(stage)
         return bool(state and state["finished"] and state["digest"] == digest(inputs))
 
-    def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Claim a stage for these inputs; False where it is finished already.
-
-        Raises RunError where the folder holds this stage's work for other inputs, naming the keys that differ.
-        """
+    def changes(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Dotted key → (then, now) where this folder's work for a stage was made with other inputs."""
         state = self.stage_state(stage)
-        if state is not None and state["digest"] != digest(inputs):
-            changed = changed_keys(state["inputs"], inputs)
-            raise RunError(
-                f"{self.path}: stage '{stage}' was made with other settings ({'; '.join(changed)}). Give this run "
-                f"another name with name=NAME, restore the settings, or redo it with --redo {stage.split('/')[0]}"
-            )
-        if state is not None and state["finished"]:
-            return False
-        if state is None:
-            write_json(self.stage_file(stage), {"digest": digest(inputs), "finished": False, "inputs": inputs})
-        return True
+        return {} if state is None else changes(state["inputs"], inputs)
 
-    def finish(self, stage: str, inputs: Mapping[str, Any], seconds: float) -> None:
-        """Write the completion marker, last of all."""
-        state = {"digest": digest(inputs), "finished": True, "seconds": round(seconds, 1), "inputs": inputs}
+    def check(
+        self, stage: str, inputs: Mapping[str, Any], mild: Callable[[str, Any, Any], bool] = lambda *_: False
+    ) -> None:
+        """Raise RunError, naming the keys, where the folder holds this stage's work for other inputs.
+
+        `mild(key, then, now)` tells a change that does not make that work useless.
+        """
+        hard = {key: pair for key, pair in self.changes(stage, inputs).items() if not mild(key, *pair)}
+        if hard:
+            named = "; ".join(f"{key}: {_shown(then)} → {_shown(now)}" for key, (then, now) in hard.items())
+            raise RunError(
+                f"{self.path}: stage '{stage}' was made with other settings ({named}). Give this run another name "
+                f"with name=NAME, restore the settings, or make it anew with --redo {stage}"
+            )
+
+    def claim(self, stage: str, inputs: Mapping[str, Any]) -> None:
+        """Mark a stage as begun for these inputs, whatever it was made with before."""
+        write_json(self.stage_file(stage), {"digest": digest(inputs), "finished": False, "inputs": inputs})
+
+    def finish(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        seconds: float,
+        notes: Sequence[str] = (),
+        files: Iterable[Path] = (),
+    ) -> None:
+        """Write the completion marker, last of all, with what a person should know and the hashes of its files."""
+        state = {
+            "digest": digest(inputs),
+            "finished": True,
+            "seconds": round(seconds, 1),
+            "notes": list(notes),
+            "hashes": {path.relative_to(self.path).as_posix(): file_sha256(path) for path in sorted(files)},
+            "inputs": inputs,
+        }
         write_json(self.stage_file(stage), state)
 
-    def forget(self, stage: str) -> None:
-        """Drop a stage's marker, so that it is made anew."""
+    def forget(self, stage: str, files: Path) -> None:
+        """Drop a stage's marker, then its files (a file or a folder), so that it is made anew."""
         self.stage_file(stage).unlink(missing_ok=True)
+        if files.is_dir():
+            shutil.rmtree(files)
+        else:
+            files.unlink(missing_ok=True)
 
 
-def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Name each key whose value differs, as `train.epochs: 5 → 1`."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        out: list[str] = []
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                out += changed_keys(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return out
-    return [f"{prefix}: {json.dumps(old, ensure_ascii=False)} → {json.dumps(new, ensure_ascii=False)}"]
+def changes(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (old value, new value) wherever two trees of mappings differ."""
+    if old == new:
+        return {}
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return {prefix: (old, new)}
+    out: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*old, *new}):
+        out |= changes(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

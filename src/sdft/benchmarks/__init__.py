@@ -1,20 +1,37 @@
-"""Benchmarks: what is measured on the seed and on each tuned model."""
+"""Benchmarks: what is measured on the seed and on each tuned model.
+
+To add one: a file with a class whose `name` is a Literal, and the class in `AnyBenchmark`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from sdft.benchmarks.base import Benchmark
+from sdft.benchmarks.advbench import AdvBench
+from sdft.benchmarks.base import Benchmark, Metric
+from sdft.benchmarks.bfcl_simple import BfclSimple
+from sdft.benchmarks.drift import Drift
+from sdft.benchmarks.gsm8k import Gsm8k
+from sdft.benchmarks.multiarith import MultiArith
+from sdft.benchmarks.openfunction import OpenFunction
+from sdft.benchmarks.reasoning_gym import ReasoningGym
 
+AnyBenchmark = Annotated[
+    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | AdvBench | Drift,
+    Field(discriminator="name"),
+]
 
-class Gsm8k(Benchmark):
-    name: Literal["gsm8k"] = "gsm8k"
-
-
-class Drift(Benchmark):
-    name: Literal["drift"] = "drift"
-
-
-AnyBenchmark = Annotated[Gsm8k | Drift, Field(discriminator="name")]
+__all__ = [
+    "AdvBench",
+    "AnyBenchmark",
+    "Benchmark",
+    "BfclSimple",
+    "Drift",
+    "Gsm8k",
+    "Metric",
+    "MultiArith",
+    "OpenFunction",
+    "ReasoningGym",
+]

@@ -7,18 +7,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from sdft.checks import Check
+from sdft.data import load_examples
+from sdft.data import missing as missing_data
+from sdft.data.config import DataConfig
 from sdft.engines import Sampling
-from sdft.records import Example, Settings, Verdict
+from sdft.records import Example, Metric, Settings, Verdict
 
-
-class Metric(Settings):
-    """How a per-row value becomes a score."""
-
-    kind: Literal["rate", "mean"] = "rate"
-    """`rate`: values 0 or 1, Wilson interval; `mean`: any values, bootstrap interval."""
-    better: Literal["higher", "lower", "neither"] = "higher"
-    percent: bool = True
-    """Shown times 100."""
+__all__ = ["Benchmark", "DatasetBenchmark", "Metric"]
 
 
 class Benchmark(Settings):
@@ -31,19 +27,25 @@ class Benchmark(Settings):
     """Metric name → how it is scored; the first is the benchmark's main one."""
     ROLE: ClassVar[Literal["task", "retention"]] = "task"
     """`retention`: measures what fine-tuning should not change."""
+    TEMPLATES: ClassVar[dict[str, str]] = {}
+    """Prompt style → the template that belongs to this benchmark; other styles use the recipe's `prompt.infer`."""
 
-    label: str | None = None
-    """A name for this entry where one benchmark stands twice in a recipe; default: its `name`."""
+    label: str | None = Field(default=None, pattern=r"^\w[\w.-]*$")
+    """A name for this entry where one benchmark stands twice in a recipe, and its folder's; default: its `name`."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many rows."""
     sampling: Sampling | None = None
     """Decoding; None: the recipe's `evaluate.sampling`."""
     template: str | None = None
-    """A template name or jinja string in place of the recipe's `prompt.infer`."""
+    """A template name or jinja string in place of the benchmark's own or the recipe's `prompt.infer`."""
 
     def examples(self) -> list[Example]:
         """The rows, each with an id that stays the same from run to run. Raises BenchmarkError or DataError."""
         raise NotImplementedError(f"{type(self).__name__} must say which rows it has")
+
+    def template_for(self, style: Literal["chat", "verbatim"]) -> str | None:
+        """The template to render these rows with; None: the recipe's `prompt.infer`."""
+        return self.template or self.TEMPLATES.get(style)
 
     def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
         """The verdict on one reply, and this row's value of each metric of METRICS."""
@@ -56,3 +58,29 @@ class Benchmark(Settings):
     def missing(self) -> Iterator[str]:
         """What this benchmark needs and does not find (package, data), each with how to get it."""
         return iter(())
+
+
+class DatasetBenchmark(Benchmark):
+    """A dataset and a check: `accuracy` is the share of replies that pass."""
+
+    METRICS: ClassVar[dict[str, Metric]] = {"accuracy": Metric()}
+    CHECK: ClassVar[Check]
+
+    def data(self) -> DataConfig:
+        """Which rows to read; `limit` is this benchmark's own."""
+        raise NotImplementedError(f"{type(self).__name__} must say which dataset it reads")
+
+    def examples(self) -> list[Example]:
+        """The rows of the dataset. Raises DataError."""
+        return load_examples(self.data())
+
+    def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
+        """The check's verdict."""
+        verdict = self.CHECK(example, reply)
+        return verdict, {"accuracy": float(verdict.ok)}
+
+    def missing(self) -> Iterator[str]:
+        """The dataset's file or package, where it is not here."""
+        problem = missing_data(self.data())
+        if problem:
+            yield problem

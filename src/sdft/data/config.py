@@ -21,7 +21,8 @@ class DataConfig(Settings):
     """How rows are laid out; `auto` tells from the columns of the first row."""
     columns: dict[str, str] = {}
     """For `format: columns`: `prompt`, `response` and, where they exist, `query`, `system`, `history`, `id`
-    to the column that holds them, as in LLaMA-Factory."""
+    to the column that holds them, as in LLaMA-Factory. Other formats take `messages` (sharegpt, messages) or
+    `prompt` and `response` where their columns have other names than usual."""
     system: str | None = None
     """A system text for rows that have none."""
     subset: str | None = None

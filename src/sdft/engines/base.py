@@ -36,6 +36,9 @@ class Request:
     """Seeds this request's own sampling, so that its reply does not depend on its neighbours."""
     stop: tuple[str, ...] = ()
     """Strings that end the reply; they are not part of it."""
+    prefix: str = ""
+    """The leading part of the prompt that many requests share, such as the system text; an engine may compute
+    it once. It must not depend on the request, so that the reply does not depend on which others are asked."""
     messages: tuple[Message, ...] | None = None
     """The same prompt as turns, for servers that apply the chat template themselves."""
 

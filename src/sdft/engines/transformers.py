@@ -1,12 +1,36 @@
-"""Generate with transformers models in this process."""
+"""Generate with a transformers model in this process: continuous batching over a cache of slots.
+
+Finished rows leave and waiting ones enter; prompts are never padded into one another. Each reply depends only on
+its own prompt and seed, not on its neighbours, so an interrupted job ends with the same replies (bit for bit on
+a CPU; on a GPU, kernels chosen by batch size may tip a near-tie).
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import gc
+import inspect
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from sdft.records import Settings
+from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
+from sdft.errors import EngineError
+from sdft.models import ModelConfig, load_model, load_tokenizer
+from sdft.records import Completion, Finish, Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from sdft.engines._slots import SlotCache
+
+MIN_SLOTS = 4
+MIN_PREFIX = 8
+STOP_WINDOW = 24
+"""Tokens at the end of a reply that are searched for a stop string."""
 
 
 class TransformersSettings(Settings):
@@ -14,4 +38,349 @@ class TransformersSettings(Settings):
 
     name: Literal["transformers"] = "transformers"
     max_batch_size: int = Field(default=32, ge=1)
-    """Rows decoded at once. Fewer are used where memory is short."""
+    """Rows decoded at once."""
+    prefill_tokens: int | None = Field(default=None, ge=1)
+    """Prompt tokens taken in at once. None: one prompt at a time on a CPU, 8192 tokens on a GPU."""
+
+    def open(self, model: ModelConfig) -> TransformersEngine:
+        """Load the model. Raises ModelError."""
+        return TransformersEngine(self, model)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request on its way."""
+
+    request: Request
+    prompt: list[int]
+    prefix: int
+    """Leading tokens of the prompt that are taken from the shared prefix."""
+    room: int
+    draw: random.Random
+    stop_strings: tuple[str, ...]
+    stop_ids: frozenset[int]
+    reply: list[int] = field(default_factory=list)
+
+
+class TransformersEngine:
+    """See TransformersSettings."""
+
+    def __init__(self, settings: TransformersSettings, config: ModelConfig) -> None:
+
+        from sdft.engines import _packing, _slots
+
+        self.settings = settings
+        self.tokenizer: Any = load_tokenizer(config)
+        self.model: Any = load_model(config)
+        self.device: torch.device = self.model.device
+        self.dtype: torch.dtype = self.model.dtype
+        self.context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        eos = self.model.generation_config.eos_token_id
+        ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
+        self.end_ids = frozenset(token for token in ids if token is not None)
+        self._prefixes: dict[str, list[int]] = {}
+        self.uses_slots = has_plain_attention(self.model)
+        if self.uses_slots:
+            self.model.set_attn_implementation(_slots.ATTENTION)
+        if self.device.type == "cpu" and _packing.can_pack(self.dtype):
+            _packing.pack_linears(self.model)
+
+    def close(self) -> None:
+        """Free the model."""
+        import torch
+
+        self.model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        """Yield one completion for each request as it finishes. `requests` is read as slots become free."""
+        import torch
+
+        with torch.inference_mode():
+            if self.uses_slots:
+                yield from self._generate_slots(iter(requests), sampling)
+            else:
+                yield from self._generate_padded(iter(requests), sampling)
+
+    # Continuous batching
+
+    def _generate_slots(self, requests: Iterator[Request], sampling: Sampling) -> Iterator[Completion]:
+        from sdft.engines._slots import SlotCache
+
+        slots = max(self.settings.max_batch_size, MIN_SLOTS)
+        cache = SlotCache(self.model.config, slots, self.dtype, self.device)
+        prefix: list[int] = []  # the tokens whose keys and values the cache keeps for later prompts
+        active: list[_Row] = []  # row i of the batch stands in slot i
+        waiting: deque[_Row] = deque()
+        while True:
+            while len(waiting) + len(active) < self.settings.max_batch_size:
+                request = next(requests, None)
+                if request is None:
+                    break
+                row = self._start(request, sampling)
+                if isinstance(row, Completion):
+                    yield row
+                else:
+                    waiting.append(row)
+            if not waiting and not active:
+                return
+            if waiting and not active and waiting[0].prefix and waiting[0].prompt[: waiting[0].prefix] != prefix:
+                prefix = waiting[0].prompt[: waiting[0].prefix]
+                self._prefill_prefix(prefix, cache)
+            entered = self._enter(waiting, active, prefix, cache, sampling)
+            yield from self._leave(entered, active, cache)
+            if active and not (entered and waiting and len(active) < self.settings.max_batch_size):
+                tokens = self._decode(active, cache, sampling)
+                for row, token in zip(active, tokens, strict=True):
+                    row.reply.append(token)
+                yield from self._leave(list(active), active, cache)
+
+    def _start(self, request: Request, sampling: Sampling) -> _Row | Completion:
+        prompt = self._tokenize(request.prompt)
+        room = min(sampling.max_new_tokens, self.context - len(prompt))
+        if not prompt or room < 1:
+            why = "the prompt is empty" if not prompt else f"the prompt leaves no room in {self.context} tokens"
+            return Completion(
+                id=request.id, text="", finish="error", prompt_tokens=len(prompt), tokens=0,
+                error=f"{why} ({len(prompt)} tokens)",
+            )  # fmt: skip
+        single = {stop: self.tokenizer.convert_tokens_to_ids(stop) for stop in request.stop}
+        known = {stop: i for stop, i in single.items() if i is not None and i != self.tokenizer.unk_token_id}
+        strings = tuple(stop for stop in request.stop if stop not in known)
+        draw = random.Random(request.seed)
+        prefix = self._shared_tokens(request.prefix, prompt)
+        return _Row(request, prompt, prefix, room, draw, strings, self.end_ids | frozenset(known.values()))
+
+    def _shared_tokens(self, prefix: str, prompt: list[int]) -> int:
+        """How many of the prompt's tokens are those of its shared prefix.
+
+        The last token of the prefix may read differently with what follows it, so it is left out. Decided by the
+        request alone, whatever else is asked.
+        """
+        ids = self._prefix_ids(prefix)
+        return len(ids) if ids and prompt[: len(ids)] == ids and len(prompt) - len(ids) >= MIN_SLOTS else 0
+
+    def _prefix_ids(self, prefix: str) -> list[int]:
+        if prefix not in self._prefixes:
+            ids = self._tokenize(prefix)[:-1] if prefix else []
+            self._prefixes[prefix] = ids if len(ids) >= MIN_PREFIX else []
+        return self._prefixes[prefix]
+
+    def _prefill_prefix(self, prefix: list[int], cache: SlotCache) -> None:
+        import torch
+
+        cache.reserve(len(prefix))
+        if prefix:
+            mask = cache.begin_prefill([0], len(prefix))
+            positions = torch.arange(len(prefix), device=self.device)[None]
+            self._hidden(torch.tensor([prefix], device=self.device), mask, positions, cache)
+        cache.keep_prefix(len(prefix))
+
+    def _tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _enter(
+        self, waiting: deque[_Row], active: list[_Row], prefix: list[int], cache: SlotCache, sampling: Sampling
+    ) -> list[_Row]:
+        """Take in the next prompts that fit the prefill budget, and their first tokens."""
+        import torch
+
+        from sdft.engines._sampling import next_tokens
+
+        budget = self.settings.prefill_tokens or (1 if self.device.type == "cpu" else 8192)
+        group: list[_Row] = []
+        start = 0
+        while waiting and len(active) + len(group) < self.settings.max_batch_size:
+            row = waiting[0]
+            if row.prefix and row.prompt[: row.prefix] != prefix:
+                break  # it shares another prefix: its turn comes when the batch has run empty
+            width = max(len(other.prompt) for other in [*group, row])
+            if group and (row.prefix != start or (width - start) * (len(group) + 1) > budget):
+                break
+            start = row.prefix
+            group.append(waiting.popleft())
+        if not group:
+            return []
+        width = max(MIN_SLOTS, *(len(row.prompt) - start for row in group))
+        ids = torch.zeros(len(group), width, dtype=torch.long)
+        for index, row in enumerate(group):
+            ids[index, : len(row.prompt) - start] = torch.tensor(row.prompt[start:])
+        slots = list(range(len(active), len(active) + len(group)))
+        cache.reserve(start + width + 1)
+        mask = cache.begin_prefill(slots, width, start)
+        positions = torch.arange(start, start + width, device=self.device)[None]
+        last = torch.tensor([len(row.prompt) - 1 for row in group], device=self.device)
+        hidden = self._hidden(ids.to(self.device), mask, positions, cache)
+        logits = self._logits(hidden[torch.arange(len(group), device=self.device), last - start])
+        cache.lengths[slots] = last + 1
+        for row, token in zip(group, next_tokens(logits, sampling, [row.draw for row in group]), strict=True):
+            row.reply.append(token)
+        active.extend(group)
+        return group
+
+    def _decode(self, active: list[_Row], cache: SlotCache, sampling: Sampling) -> list[int]:
+        """One more token for every active row."""
+        import torch
+
+        from sdft.engines._sampling import next_tokens
+
+        rows = max(len(active), MIN_SLOTS)  # the rows beyond the active ones are idle slots, and ignored
+        longest = max(len(row.prompt) + len(row.reply) for row in active)
+        cache.reserve(longest + 1)
+        cache.lengths[len(active) : rows] = 0
+        ids = torch.zeros(rows, 1, dtype=torch.long)
+        ids[: len(active), 0] = torch.tensor([row.reply[-1] for row in active])
+        mask = cache.begin_decode(rows, longest)
+        hidden = self._hidden(ids.to(self.device), mask, cache.lengths[:rows, None], cache)
+        logits = self._logits(hidden[:, 0])[: len(active)]
+        cache.lengths[: len(active)] += 1
+        return next_tokens(logits, sampling, [row.draw for row in active])
+
+    def _leave(self, candidates: list[_Row], active: list[_Row], cache: SlotCache) -> Iterator[Completion]:
+        """Yield those rows that are done; the last active row takes a freed slot."""
+        for row in candidates:
+            done = self._finish(row)
+            if done is None:
+                continue
+            slot = next(index for index, other in enumerate(active) if other is row)
+            if slot != len(active) - 1:
+                cache.move(len(active) - 1, slot)
+                active[slot] = active[-1]
+            active.pop()
+            yield done
+
+    def _finish(self, row: _Row) -> Completion | None:
+        """The completion, where the row's newest token ends it."""
+        finish: Finish | None = None
+        reply = row.reply
+        if reply[-1] in row.stop_ids:
+            finish, reply = "stop", reply[:-1]
+        text: str | None = None
+        if finish is None and row.stop_strings:
+            tail = self.tokenizer.decode(reply[-STOP_WINDOW:], skip_special_tokens=True)
+            if any(stop in tail for stop in row.stop_strings):
+                finish = "stop"
+                whole = self.tokenizer.decode(reply, skip_special_tokens=True)
+                text = whole[: min(whole.find(stop) for stop in row.stop_strings if stop in whole)]
+        if finish is None and len(row.reply) >= row.room:
+            finish = "length"
+        if finish is None:
+            return None
+        if text is None:
+            text = self.tokenizer.decode(reply, skip_special_tokens=True)
+        return Completion(
+            id=row.request.id, text=text, finish=finish, prompt_tokens=len(row.prompt), tokens=len(row.reply)
+        )
+
+    def _hidden(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        """Last hidden states, (rows, positions, width)."""
+        out: torch.Tensor = self.model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        return out
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of (rows, width) hidden states; at least MIN_SLOTS rows are computed, see `_packing`."""
+        import torch
+
+        rows = hidden.shape[0]
+        if rows < MIN_SLOTS:
+            hidden = torch.cat([hidden, hidden.new_zeros(MIN_SLOTS - rows, hidden.shape[1])])
+        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)[:rows]
+        return logits
+
+    # Models with windows or states of their own
+
+    def _generate_padded(self, requests: Iterator[Request], sampling: Sampling) -> Iterator[Completion]:
+        """Left-padded batches over the model's own cache, for attention that slots cannot hold."""
+        import torch
+
+        from sdft.engines._sampling import next_tokens
+
+        while True:
+            batch: list[_Row] = []
+            while len(batch) < self.settings.max_batch_size and (request := next(requests, None)) is not None:
+                row = self._start(request, sampling)
+                if isinstance(row, Completion):
+                    yield row
+                else:
+                    batch.append(row)
+            if not batch:
+                return
+            padded = self.tokenizer.pad(
+                {"input_ids": [row.prompt for row in batch]}, padding_side="left", return_tensors="pt"
+            ).to(self.device)
+            ids, mask, cache = padded["input_ids"], padded["attention_mask"], None
+            running = list(batch)
+            while running:
+                out = self.model(
+                    input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1,
+                    **self._positions(mask, ids.shape[1]),
+                )  # fmt: skip
+                cache = out.past_key_values
+                tokens = next_tokens(out.logits[:, -1], sampling, [row.draw for row in batch])
+                for row, token in zip(batch, tokens, strict=True):
+                    if row in running:
+                        row.reply.append(token)
+                        done = self._finish(row)
+                        if done is not None:
+                            running.remove(row)
+                            yield done
+                ids = torch.tensor(tokens, device=self.device)[:, None]
+                mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
+
+    def _positions(self, mask: torch.Tensor, width: int) -> dict[str, torch.Tensor]:
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return {}
+        return {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -width:]}
+
+    # Scoring
+
+    def logprobs(self, items: Iterable[Continuation]) -> Iterator[TokenLogprobs]:
+        """Yield the natural log-probabilities of each reply's tokens, in order."""
+        for item, reply, scores in self._score(items):
+            picked = scores.gather(-1, reply[:, None])[:, 0]
+            yield TokenLogprobs(id=item.id, tokens=tuple(reply.tolist()), logprobs=tuple(picked.tolist()))
+
+    def distributions(self, items: Iterable[Continuation]) -> Iterator[torch.Tensor]:
+        """Yield next-token log-probabilities at each reply token: float32, (reply tokens, vocabulary), in order."""
+        for _, _, scores in self._score(items):
+            yield scores
+
+    def _score(self, items: Iterable[Continuation]) -> Iterator[tuple[Continuation, torch.Tensor, torch.Tensor]]:
+        import torch
+
+        for item in items:
+            prompt, reply = self._tokenize(item.prompt), self._tokenize(item.reply)
+            if not prompt:
+                raise EngineError(f"logprobs of '{item.id}': the prompt is empty")
+            if len(prompt) + len(reply) > self.context:
+                raise EngineError(
+                    f"logprobs of '{item.id}': {len(prompt)} + {len(reply)} tokens exceed the model's {self.context}"
+                )
+            with torch.inference_mode():
+                ids = torch.tensor([prompt + reply], device=self.device)
+                hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+                logits = self._logits(hidden[0, len(prompt) - 1 : -1])
+                yield item, ids[0, len(prompt) :], logits.float().log_softmax(-1)
+
+
+def has_plain_attention(model: Any) -> bool:
+    """Whether every layer attends to all earlier positions, so that slots can hold its keys and values."""
+    config = model.config
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return bool(
+        getattr(model, "_supports_attention_backend", False)
+        and set(kinds) == {"full_attention"}
+        and not (windowed and not getattr(config, "layer_types", None))
+        and not getattr(config, "is_encoder_decoder", False)
+        and hasattr(config, "num_hidden_layers")
+        and hasattr(config, "num_attention_heads")
+        and "position_ids" in inspect.signature(model.base_model.forward).parameters
+    )

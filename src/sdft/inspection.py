@@ -1,0 +1,220 @@
+"""What the looking commands do: list, render, rescore, and hold a dataset's own replies to the checks."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sdft.benchmarks import AnyBenchmark
+from sdft.checks import AnyCheck, first_failure
+from sdft.data import BadRow, DataConfig, iter_examples, registered
+from sdft.engines import AnyEngine
+from sdft.errors import DataError, PromptError, RecipeError
+from sdft.models import ModelConfig, load_tokenizer
+from sdft.prompts import PromptConfig, Renderer, did_you_mean, templates
+from sdft.recipe import METHODS, Recipe
+from sdft.records import Example, Message, Metric, Verdict
+from sdft.stats import estimate
+
+Judge = Callable[[Example, str], tuple[Verdict, float]]
+
+
+def failing_golds(recipe: Recipe) -> tuple[int, list[str]]:
+    """The number of examples, and a line for each whose own reply the recipe's checks refuse. Raises DataError."""
+    count, failing = 0, list[str]()
+    for example in iter_examples(recipe.data):
+        count += 1
+        example = example.model_copy(update={"reference": example.reference.strip()})
+        verdict = first_failure(recipe.select.checks, example, example.reference)
+        if not verdict.ok:
+            failing.append(f"{example.id}: {verdict.reason}" + (f" ({verdict.detail})" if verdict.detail else ""))
+    return count, failing
+
+
+# Rendering
+
+
+def parse_rows(text: str | None) -> list[range] | None:
+    """`0,5-9` as ranges; None: all rows. Raises DataError."""
+    if text is None:
+        return None
+    out = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise DataError(f"--rows {text}: '{part}' is neither a row such as 5 nor a range such as 5-9")
+        out.append(range(int(first), int(last or first) + 1))
+    return out
+
+
+def rendered(
+    dataset: str, template: str, rows: list[range] | None, answer: bool, model: str | None, skipped: list[str]
+) -> Iterator[str]:
+    """JSON lines {row, prompt} and, where asked, `answer`: the reply with what ends it.
+
+    Rows are counted from 0 in the source. Those that cannot be rendered are named in `skipped`.
+    Raises DataError, ModelError, and PromptError where no row can be rendered with this template.
+    """
+    known = templates()
+    if template not in known and "{" not in template:
+        raise PromptError(f"--template {template}: there is no such template{did_you_mean(template, known)}")
+    if model is None and template in known and known[template].style == "chat":
+        raise PromptError(f"--template {template} is for the model's own chat template; name the model with --model")
+    tokenizer = load_tokenizer(ModelConfig(name=model)) if model else None
+    renderer = Renderer(PromptConfig(style="chat" if model else "verbatim"), tokenizer)
+    bad: list[BadRow] = []
+    end = None if rows is None else max(part.stop for part in rows)
+    for count, example in enumerate(iter_examples(DataConfig(dataset=dataset, on_bad_rows="skip"), bad)):
+        row = count + len(bad)
+        if end is not None and row >= end:
+            break
+        if rows is not None and not any(row in part for part in rows):
+            continue
+        try:
+            prompt = renderer.named(example, template)
+        except PromptError as error:
+            skipped.append(f"row {row}: {error}")
+            continue
+        line = {"row": row, "prompt": prompt.text}
+        yield json.dumps(line | ({"answer": example.reference + prompt.end} if answer else {}), ensure_ascii=False)
+    skipped += [str(row) for row in bad]
+
+
+# Rescoring
+
+
+class PredictedRow(BaseModel):
+    """A line of a predictions file in the reference implementation's form; other fields are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    label: str
+    predict: str
+    meta: dict[str, Any] = {}
+    """What some checks need beside the label, such as `accepted` argument values."""
+
+
+def judge_of(check: str | None, metric: str | None) -> tuple[Judge, Metric]:
+    """The judge that `--check` or `--metric` names, and how its values become a score. Raises RecipeError."""
+    if (check is None) == (metric is None):
+        raise RecipeError("give either --check, a name from `sdft list checks`, or --metric BENCHMARK.METRIC")
+    if check is not None:
+        judged_by = _named("--check", AnyCheck, check)
+
+        def by_check(example: Example, text: str) -> tuple[Verdict, float]:
+            verdict = judged_by(example, text)
+            return verdict, float(verdict.ok)
+
+        return by_check, Metric()
+    name, _, wanted = (metric or "").partition(".")
+    benchmark = _named("--metric", AnyBenchmark, name)
+    wanted = wanted or next(iter(benchmark.METRICS))
+    if wanted not in benchmark.METRICS:
+        raise RecipeError(f"--metric {metric}: {name} has no '{wanted}'{did_you_mean(wanted, benchmark.METRICS)}")
+
+    def by_benchmark(example: Example, text: str) -> tuple[Verdict, float]:
+        verdict, values = benchmark.judge(example, text)
+        if wanted not in values:
+            raise RecipeError(f"--metric {metric}: cannot be told from a reply alone")
+        return verdict, values[wanted]
+
+    return by_benchmark, benchmark.METRICS[wanted]
+
+
+class Rescoring:
+    """Judges the rows of a predictions file and keeps count."""
+
+    def __init__(self, judge: Judge, metric: Metric) -> None:
+        self.judge, self.metric = judge, metric
+        self.values: list[float] = []
+        self.bad: list[str] = []
+
+    def lines(self, path: Path) -> Iterator[str]:
+        """The file's rows in order, each with `verdict` added. Raises DataError where it cannot be read."""
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        with file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = PredictedRow.model_validate_json(line)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    where = ".".join(str(part) for part in first["loc"])
+                    self.bad.append(f"{path}:{number}: {where + ': ' if where else ''}{first['msg']}")
+                    continue
+                turn = Message(role="user", content=str((row.model_extra or {}).get("prompt", "")))
+                example = Example(id=str(number), messages=(turn,), reference=row.label, meta=row.meta)
+                verdict, value = self.judge(example, row.predict)
+                self.values.append(value)
+                yield json.dumps(json.loads(line) | {"verdict": verdict.model_dump()}, ensure_ascii=False)
+
+    def result(self) -> str:
+        """The score of all rows so far with its 95 % interval, in words."""
+        if not self.values:
+            return "no rows"
+        value, (low, high) = estimate(self.metric, self.values)
+        times, unit = (100, " %") if self.metric.percent else (1, "")
+        return (
+            f"{value * times:.2f}{unit} of {len(self.values)} rows "
+            f"(95 % interval {low * times:.2f} to {high * times:.2f}{unit})"
+        )
+
+
+# Listing
+
+
+def members(union: Any) -> dict[str, type[BaseModel]]:
+    """Name → class of a discriminated union of settings."""
+    inner = typing.get_args(union)[0]
+    classes: tuple[type[BaseModel], ...] = typing.get_args(inner) or (inner,)
+    return {typing.get_args(cls.model_fields["name"].annotation)[0]: cls for cls in classes}
+
+
+def _named(option: str, union: Any, name: str) -> Any:
+    known = members(union)
+    if name not in known:
+        raise RecipeError(f"{option} {name}: there is no such thing{did_you_mean(name, known)}")
+    try:
+        return known[name].model_validate({"name": name})
+    except ValidationError as error:
+        missing = ", ".join(str(item["loc"][0]) for item in error.errors())
+        raise RecipeError(f"{option} {name}: it needs settings ({missing}); use it in a recipe") from None
+
+
+def listed(kind: str) -> list[tuple[str, str]]:
+    """Name and one line about each thing of a kind that recipes can name."""
+    unions = {"checks": AnyCheck, "engines": AnyEngine, "benchmarks": AnyBenchmark}
+    if kind in unions:
+        return [(name, _first_line(cls)) for name, cls in members(unions[kind]).items()]
+    if kind == "datasets":
+        return [(name, f"{entry.description} ({entry.rows} rows)") for name, entry in registered().items()]
+    if kind == "templates":
+        return [(name, f"{template.style}: {template.description}") for name, template in templates().items()]
+    if kind == "methods":
+        return list(METHODS.items())
+    return [(str(path), _comment(path)) for path in recipe_files()]
+
+
+def recipe_files() -> list[Path]:
+    """Recipes in `recipes/` here and beside the source checkout that sdft is installed from."""
+    folders = [Path("recipes"), Path(__file__).parents[2] / "recipes"]
+    found = {path.resolve(): path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
+    return sorted(found.values())
+
+
+def _comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _first_line(cls: type[BaseModel]) -> str:
+    return (cls.__doc__ or "").strip().partition("\n")[0]

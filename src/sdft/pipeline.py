@@ -1,0 +1,299 @@
+"""The stages in order: skipped where they are finished, resumed where they are not.
+
+data ─► distill ─► select ─► train/sdft ─► eval/sdft ─┐
+  └───────────────────────► train/sft ──► eval/sft ───┼─► compare ─► report
+                                          eval/seed ──┘
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdft.console import Console
+from sdft.errors import RecipeError, RunError
+from sdft.manifest import write_manifest
+from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
+from sdft.rundir import RunDir, atomic_write
+
+SEED = "seed"
+SPEED_ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after"}
+"""Engine settings that change when replies come, not what they say; a run goes on with other ones."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run."""
+
+    name: str
+    after: tuple[str, ...]
+    """The stages whose files it reads."""
+    inputs: Mapping[str, Any]
+    """The recipe's sections that its files depend on, its predecessors' included."""
+    files: str
+    """The folder or file that it writes, relative to the run."""
+    work: Callable[[Recipe, RunDir, Console], Sequence[str]]
+    """Does it and returns notes for the manifest. It finds by itself what an earlier call left done."""
+    mild: Callable[[str, Any, Any], bool] = lambda *_: False
+    """Whether a changed input (key, then, now) leaves its files usable, to be worked on further."""
+    cheap: bool = False
+    """Made anew whenever a stage before it was worked on."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run stands."""
+
+    recipe: Recipe
+    """As resolved."""
+    path: Path
+    """The run folder."""
+    done: tuple[str, ...]
+    """The stages that this call worked on; empty where all were finished before."""
+
+    @property
+    def report(self) -> Path:
+        """The report, for a browser."""
+        return self.path / "report/report.html"
+
+
+def run(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    console: Console | None = None,
+    *,
+    redo: str | None = None,
+    only: str | None = None,
+) -> RunResult:
+    """Run a recipe, or go on with it; `recipe` may also be a run folder. Returns at once where it is finished.
+
+    `redo` names a stage whose files are deleted first, with all that was made from them. `only` is `distill`,
+    `select`, `train`, `eval` or `report`, to do that much alone, from what the stages before it left.
+
+    Raises RecipeError; RunError where the run folder is locked or holds work for other settings; and whatever the
+    stages raise. What is done by then is kept, and the same call goes on from there.
+    """
+    recipe, folder = find(recipe, overrides)
+    console = console or Console()
+    stages = plan(recipe)
+    with RunDir(folder) as run_dir:
+        if redo is not None:
+            for stage in _with_followers(stages, redo):
+                run_dir.forget(stage.name, run_dir / stage.files)
+        wanted = _wanted(run_dir, stages, only)
+        for stage in wanted:
+            run_dir.check(stage.name, stage.inputs, stage.mild)
+        todo: list[Stage] = []
+        for stage in wanted:
+            stale = only == "report" or (stage.cheap and any(before.name in stage.after for before in todo))
+            if stale or not run_dir.is_finished(stage.name, stage.inputs):
+                todo.append(stage)
+        problems = lacking(recipe) if only is None and len(todo) > 1 else []
+        if problems:  # said before hours of work, not after them
+            raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
+        if todo:
+            with atomic_write(run_dir / "recipe.yaml") as file:
+                file.write(dump_recipe(recipe))
+        skipped = [stage.name for stage in wanted if stage not in todo]
+        if todo and skipped:
+            console.say(f"finished before: {', '.join(skipped)}")
+        for stage in todo:
+            _work(stage, recipe, run_dir, console)
+            write_manifest(run_dir, recipe, [stage.name for stage in stages])
+    return RunResult(recipe, folder, tuple(stage.name for stage in todo))
+
+
+def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console) -> None:
+    started = time.monotonic()
+    run_dir.claim(stage.name, stage.inputs)
+    notes = stage.work(recipe, run_dir, console)
+    written = run_dir / stage.files
+    files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [written]
+    kept = [path for path in files if "checkpoint-" not in path.as_posix() and not path.name.startswith(".")]
+    hashed = [] if stage.name == "report" else kept
+    run_dir.finish(stage.name, stage.inputs, time.monotonic() - started, notes, hashed)
+
+
+def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
+    """The resolved recipe and its run folder, from a recipe in any form or from a run folder."""
+    if isinstance(recipe, Recipe):
+        recipe = recipe.model_dump(mode="json")
+    if isinstance(recipe, Mapping):
+        loaded = load_recipe(recipe, overrides)
+        return loaded, loaded.path
+    path = Path(recipe)
+    if not path.is_dir():
+        loaded = load_recipe(path, overrides)
+        return loaded, loaded.path
+    if not (path / "recipe.yaml").is_file():
+        raise RecipeError(f"{path}: a folder without recipe.yaml, so not a run folder; name a recipe file")
+    loaded = load_recipe(path / "recipe.yaml", overrides)
+    if loaded.name == load_recipe(path / "recipe.yaml").name:  # the folder may have been moved or renamed
+        loaded = loaded.model_copy(update={"output_dir": str(path.resolve().parent), "name": path.resolve().name})
+    return loaded, loaded.path
+
+
+def lacking(recipe: Recipe) -> list[str]:
+    """Data and packages that the recipe needs and that are not here, each with how to get it."""
+    from sdft.data import missing
+
+    here = missing(recipe.data)
+    found = [f"data: {here}"] if here else []
+    for benchmark in recipe.evaluate.benchmarks:
+        found += [f"benchmark '{benchmark.label or benchmark.name}': {what}" for what in benchmark.missing()]
+    return found
+
+
+# Which stages
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, in order."""
+    tree = recipe.model_dump(mode="json")
+    for section in ("distill", "evaluate"):
+        engine = tree[section]["engine"]
+        tree[section]["engine"] = {key: value for key, value in engine.items() if key not in SPEED_ONLY}
+    tree["evaluate"]["benchmarks"] = {b["label"] or b["name"]: b for b in tree["evaluate"]["benchmarks"]}
+
+    def reads(sections: str, prompt: str, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """These sections and prompt keys of the recipe, beside what the stages before it read."""
+        before = before or {}
+        parts = {**before.get("prompt", {}), **{key: tree["prompt"][key] for key in prompt.split()}}
+        return {**before, **{key: tree[key] for key in sections.split()}, "prompt": parts}
+
+    data = {"data": tree["data"]}
+    rewritten = reads("model distill seed", "style system distill reply_prefix max_prompt_tokens on_long", data)
+    chosen = {**rewritten, "select": tree["select"]}
+    if recipe.distill.candidates > 1:  # the checks decide which examples get another candidate
+        rewritten = chosen
+    stages = [
+        Stage("data", (), data, "data", _run_data),
+        Stage("distill", ("data",), rewritten, "distill", _run_distill, _in_select),
+        Stage("select", ("distill",), chosen, "select", _run_select, _in_select, cheap=True),
+    ]
+    models = {SEED: reads("model seed", "style system")}
+    for method in recipe.methods:
+        source, read = ("select", chosen) if method == "sdft" else ("data", data)
+        models[method] = reads("model train seed", "style system train", read)
+        name = f"train/{method}"
+        stages.append(Stage(name, (source,), models[method], name, _trains(method)))
+    everything = reads(" ".join(key for key in tree if key != "prompt"), " ".join(tree["prompt"]))
+    if recipe.evaluate.benchmarks:
+        for model, before in models.items():
+            inputs = reads("evaluate", "style system train infer max_prompt_tokens on_long", before)
+            after = () if model == SEED else (f"train/{model}", f"eval/{SEED}")
+            stages.append(Stage(f"eval/{model}", after, inputs, f"eval/{model}", _evaluates(model), _other_benchmarks))
+        evals = tuple(f"eval/{model}" for model in models)
+        stages.append(Stage("compare", evals, everything, "eval/comparisons.json", _run_compare, _any, cheap=True))
+    before_report = tuple(stage.name for stage in stages)
+    stages.append(Stage("report", before_report, everything, "report", _run_report, _any, cheap=True))
+    return stages
+
+
+def _any(key: str, then: Any, now: Any) -> bool:
+    return True
+
+
+def _in_select(key: str, then: Any, now: Any) -> bool:
+    """Other checks: rewrites stand, and those that now fail get their further candidates."""
+    return key.startswith("select")
+
+
+def _other_benchmarks(key: str, then: Any, now: Any) -> bool:
+    """A benchmark added or taken away: what the others measured stands."""
+    return key.startswith("evaluate.benchmarks.") and (then is None or now is None)
+
+
+ONLY = {
+    "distill": ("data", "distill"),
+    "select": ("select",),
+    "train": ("train",),
+    "eval": ("eval", "compare"),
+    "report": ("report",),
+}
+"""What each stage's command does, by the first part of the stages' names."""
+
+
+def _wanted(run_dir: RunDir, stages: list[Stage], only: str | None) -> list[Stage]:
+    """The stages to look at. Raises RunError where what they read is not there or is of other settings."""
+    if only is None:
+        return stages
+    wanted = [stage for stage in stages if stage.name.split("/")[0] in ONLY[only]]
+    for stage in wanted if only != "report" else ():
+        for before in stages:
+            if before.name not in stage.after or before in wanted:
+                continue
+            state = run_dir.stage_state(before.name)
+            if state is None or not state["finished"]:
+                raise RunError(
+                    f"{run_dir.path}: stage '{before.name}', which '{stage.name}' reads from, is not finished; do it "
+                    "first, or let `sdft run` do all that is missing"
+                )
+            run_dir.check(before.name, before.inputs, stage.mild)
+    return wanted
+
+
+def _with_followers(stages: list[Stage], name: str) -> list[Stage]:
+    """The stages called `name` or `name/…`, and all that read from them."""
+    found = {stage.name for stage in stages if stage.name == name or stage.name.startswith(f"{name}/")}
+    if not found:
+        raise RunError(f"--redo {name}: there is no such stage; there are: {', '.join(s.name for s in stages)}")
+    for stage in stages:
+        if found & set(stage.after):
+            found.add(stage.name)
+    return [stage for stage in stages if stage.name in found]
+
+
+# What they do. Each is imported when it is needed: a finished run needs none of them.
+
+
+def _run_data(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+    from sdft.stages.distill import run_data
+
+    return run_data(recipe, run_dir, console)
+
+
+def _run_distill(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+    from sdft.stages.distill import run_distill
+
+    return run_distill(recipe, run_dir, console)
+
+
+def _run_select(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+    from sdft.stages.select import run_select
+
+    return run_select(recipe, run_dir, console)
+
+
+def _trains(method: Method) -> Callable[[Recipe, RunDir, Console], Sequence[str]]:
+    def work(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+        from sdft.stages.train import run_train
+
+        return run_train(recipe, run_dir, method, console)
+
+    return work
+
+
+def _evaluates(model: str) -> Callable[[Recipe, RunDir, Console], Sequence[str]]:
+    def work(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+        from sdft.stages.evaluate import run_evaluate
+
+        return run_evaluate(recipe, run_dir, model, console)
+
+    return work
+
+
+def _run_compare(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+    from sdft.stages.evaluate import run_compare
+
+    return run_compare(recipe, run_dir, console)
+
+
+def _run_report(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+    from sdft.stages.report import run_report
+
+    run_report(run_dir, console)
+    return ()

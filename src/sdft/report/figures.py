@@ -1,0 +1,260 @@
+"""The pictures of a report, each from its facts. A picture without data is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sdft.report import charts
+from sdft.report.parts import Histogram
+from sdft.report.schema import BenchmarkTable, Difference, Report, SelectionFacts, Value
+from sdft.report.source import SEED, Run
+from sdft.report.units import count, number, scale, share
+from sdft.report.verdict import display, metric_name
+
+PALETTE = ("a", "b", "c", "d", "e", "f")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One picture with its words. `svg` is markup that is safe to put into a page as it is."""
+
+    name: str
+    title: str
+    svg: str
+    caption: str
+    legend: tuple[tuple[str, str], ...] = ()
+    """(tone, label) of each series."""
+
+
+def tones(methods: tuple[str, ...]) -> dict[str, str]:
+    """A colour for each model, the same in every picture and table: `sft` is `a` and `sdft` is `b`."""
+    fixed = {SEED: "seed", "sft": "a", "sdft": "b"}
+    others = [method for method in methods if method not in fixed]
+    return fixed | {method: PALETTE[2 + index % 4] for index, method in enumerate(others)}
+
+
+def figures(run: Run, report: Report) -> list[Figure]:
+    """All pictures that the run has data for."""
+    colours = tones(report.methods)
+    found = [*_gain_against_forgetting(report, colours)]
+    if report.selection is not None:
+        found += [*_selection(report.selection), *_lengths(report.selection)]
+    found += [*_losses(report, colours), *_drift_groups(report, colours), *_reply_lengths(run, report, colours)]
+    return found
+
+
+# Gain against forgetting
+
+
+def _gain_against_forgetting(report: Report, colours: dict[str, str]) -> Iterator[Figure]:
+    """One picture for each task benchmark: averages over several would need intervals that nobody computed."""
+    forgetting = _drift(report) or _retention_loss(report)
+    if forgetting is None:
+        return
+    x_label, how, xs = forgetting
+    for table in report.benchmarks:
+        if table.role != "task":
+            continue
+        row, points = table.main, [charts.Point(display(SEED), "seed", 0.0, 0.0)]
+        factor = scale(row.unit)
+        for model in report.methods:
+            pair = row.against(model, SEED)
+            if model not in xs or pair is None or pair.difference is None:
+                continue
+            ends = (pair.low, pair.high)
+            y_interval = None if None in ends else (factor * (pair.low or 0), factor * (pair.high or 0))
+            x, x_interval = xs[model]
+            tone = colours[model]
+            y = factor * pair.difference
+            points.append(charts.Point(display(model), tone, x, y, x_interval, y_interval))
+        if len(points) == 1:
+            continue
+        unit = "points" if row.unit == "percent" else row.unit
+        yield Figure(
+            name=f"gain-{table.label}",
+            title=f"Gain on {table.label} against forgetting",
+            svg=charts.scatter(f"Gain on {table.label} against forgetting", points, x_label, f"gain, {unit}"),
+            caption=f"Up is better on the task, left is closer to the seed. Bars are 95 % intervals. Upwards: "
+            f"{metric_name(row)}, paired difference from the seed. To the right: {how}",
+        )
+
+
+Forgetting = tuple[str, str, dict[str, tuple[float, tuple[float, float] | None]]]
+"""Axis label, how it is measured, and each model's value with its interval."""
+
+
+def _drift(report: Report) -> Forgetting | None:
+    for table in report.benchmarks:
+        row = table.main
+        if row.from_seed and row.unit == "nats":
+            xs = {m: (v.value, _ends(v)) for m, v in row.values.items() if m != SEED and v.value is not None}
+            return "drift from the seed, nats per token", f"mean KL on {table.n} general prompts.", xs
+    return None
+
+
+def _ends(value: Value | Difference) -> tuple[float, float] | None:
+    return None if value.low is None or value.high is None else (value.low, value.high)
+
+
+def _retention_loss(report: Report) -> Forgetting | None:
+    """Mean loss in points over the retention benchmarks that are rates; their rows are independent."""
+    tables = [t for t in report.benchmarks if t.role == "retention" and t.main.unit == "percent"]
+    tables = [t for t in tables if t.main.better != "neither" and not t.main.from_seed]
+    xs: dict[str, tuple[float, tuple[float, float] | None]] = {}
+    for model in report.methods:
+        losses = [loss for table in tables if (loss := _loss(table, model)) is not None]
+        if tables and len(losses) == len(tables):
+            middle = sum(m for m, _, _ in losses) / len(losses)
+            below, above = (math.hypot(*(loss[i] for loss in losses)) / len(losses) for i in (1, 2))
+            xs[model] = (middle, (middle - below, middle + above))
+    if not xs:
+        return None
+    what = f"{len(tables)} retention benchmark{'s' if len(tables) > 1 else ''}"
+    return "loss on retention, points", f"mean loss over {what} (there is no drift benchmark).", xs
+
+
+def _loss(table: BenchmarkTable, model: str) -> tuple[float, float, float] | None:
+    """Points lost against the seed, and how far its interval reaches below and above."""
+    pair = table.main.against(model, SEED)
+    if pair is None or pair.difference is None or pair.low is None or pair.high is None:
+        return None
+    sign = -100.0 if table.main.better == "higher" else 100.0
+    middle, one, other = sign * pair.difference, sign * pair.low, sign * pair.high
+    return middle, middle - min(one, other), max(one, other) - middle
+
+
+# Selection
+
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
+
+
+def ordinal(index: int) -> str:
+    """0 → `first`, 5 → `6th`."""
+    return ORDINALS[index] if index < len(ORDINALS) else f"{index + 1}th"
+
+
+def _selection(selection: SelectionFacts) -> Iterator[Figure]:
+    total = selection.examples
+
+    def bar(label: str, tone: str, value: int) -> charts.Bar:
+        return charts.Bar(label, tone, value, f"{count(value)} · {share(value, total)}")
+
+    rows = [
+        bar(f"{ordinal(index)} rewrite taken", "b", value) for index, value in enumerate(selection.accepted_at)
+    ] or [bar("rewrite taken", "b", selection.rewritten)]
+    rows += [bar(reason.replace("_", " "), "seed", value) for reason, value in selection.refused.items()]
+    yield Figure(
+        name="selection",
+        title="Selection by reason",
+        svg=charts.bars("Selection by reason", rows),
+        caption=f"What became of {count(total)} examples: {share(selection.rewritten, total)} train on a rewrite "
+        f"({share(selection.identical, total)} on one that is equal to the original), "
+        f"{share(selection.kept, total)} keep their original reply, by the reason why the last rewrite was refused.",
+        legend=(("b", "trains on a rewrite"), ("seed", "original kept, because")),
+    )
+
+
+def _lengths(selection: SelectionFacts) -> Iterator[Figure]:
+    length = selection.length
+    if length is None or length.histogram is None or not length.histogram.original:
+        return
+    names = _bin_names(length.histogram)
+    pairs = (("original", "seed", length.histogram.original), ("chosen", "b", length.histogram.chosen))
+    yield Figure(
+        name="lengths",
+        title="Length of replies to train on",
+        svg=charts.histograms(
+            "Words of original and chosen replies",
+            names,
+            [charts.Series(label, tone, list(enumerate(counts[: len(names)]))) for label, tone, counts in pairs],
+            "words",
+            "replies",
+        ),
+        caption=f"Original replies have {number(length.original.mean_words, 'words')} words on average (median "
+        f"{number(length.original.median_words, 'words')}), the chosen ones "
+        f"{number(length.chosen.mean_words, 'words')} (median {number(length.chosen.median_words, 'words')}).",
+        legend=(("seed", "original"), ("b", "chosen")),
+    )
+
+
+def _bin_names(histogram: Histogram) -> list[str]:
+    """Each bin's words: `4`, `5–8`; the last is open where no edge ends it. Empty bins at the end are cut."""
+    edges, bins = [int(edge) for edge in histogram.edges], len(histogram.original)
+    names = []
+    for start, end in zip(edges, [*edges[1:], None], strict=True):
+        if end is None:
+            names.append(f"{start}+")
+        else:
+            names.append(str(start) if end - start <= 1 else f"{start}\N{EN DASH}{end - 1}")
+    counts = [a + b for a, b in zip(histogram.original, histogram.chosen, strict=False)]
+    used = max((index + 1 for index, value in enumerate(counts) if value), default=1)
+    return names[: min(bins, used, len(names))]
+
+
+# Training and drift
+
+
+def _losses(report: Report, colours: dict[str, str]) -> Iterator[Figure]:
+    curves = {m: charts.thin_out(t.loss) for m, t in report.training.items() if t.loss}
+    if curves:
+        yield Figure(
+            name="loss",
+            title="Training loss",
+            svg=charts.lines(
+                "Training loss by optimizer step",
+                [charts.Series(display(m), colours[m], values) for m, values in curves.items()],
+                "optimizer step",
+                "loss, nats per token",
+            ),
+            caption="Loss on the reply's tokens. Methods train on different replies, so a lower curve is not a better "
+            "model: replies that the seed wrote itself are easy for it from the start.",
+            legend=tuple((colours[m], display(m)) for m in curves),
+        )
+
+
+def _drift_groups(report: Report, colours: dict[str, str]) -> Iterator[Figure]:
+    for table in report.benchmarks:
+        row = table.main
+        if not row.from_seed or not table.groups:
+            continue
+        models = [m for m in report.methods if m in table.groups]
+        names = list(dict.fromkeys(group for m in models for group in table.groups[m]))
+        groups = []
+        for name in names:
+            means = [(m, table.groups[m].get(name, {}).get(row.metric)) for m in models]
+            bars = [charts.Bar(display(m), colours[m], v, number(v, row.unit)) for m, v in means if v is not None]
+            if bars:
+                rows = table.group_rows.get(name)
+                groups.append((f"{name} ({rows})" if rows else name, bars))
+        groups.sort(key=lambda group: -max(bar.value for bar in group[1]))
+        if groups:
+            yield Figure(
+                name=f"drift-{table.label}",
+                title="Drift by kind of prompt",
+                svg=charts.grouped_bars("Drift from the seed by kind of prompt", groups, "nats per token"),
+                caption="Mean KL from the seed along its own replies. In brackets: prompts of that kind. They are few, "
+                "so small differences mean little.",
+                legend=tuple((colours[m], display(m)) for m in models),
+            )
+
+
+def _reply_lengths(run: Run, report: Report, colours: dict[str, str]) -> Iterator[Figure]:
+    for label, spreads in report.reply_words.items():
+        rows = []
+        for model in report.models:
+            s = spreads.get(model)
+            if s is not None:
+                words = run.reply_words[label][model]
+                dots = [float(n) for n in words[:: math.ceil(len(words) / 120)]]
+                rows.append(charts.Box(display(model), colours[model], s.minimum, s.quartiles, s.maximum, s.mean, dots))
+        if rows:
+            means = ", ".join(f"{display(m)} {number(s.mean, 'words')}" for m in report.models if (s := spreads.get(m)))
+            yield Figure(
+                name=f"reply-words-{label}",
+                title="Length of replies to general prompts",
+                svg=charts.boxes("Words of replies to general prompts", rows, "words"),
+                caption=f"Box: middle half; stroke: median; diamond: mean; one dot a reply. Mean words: {means}.",
+            )

@@ -1,0 +1,87 @@
+"""The report as markdown, short enough for a pull request: verdict, scoreboard, selection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sdft.report import units
+from sdft.report.schema import MetricRow, Report
+from sdft.report.source import SEED
+from sdft.report.text import markdown
+from sdft.report.verdict import display, metric_name
+
+
+def render_markdown(report: Report) -> str:
+    """The whole text."""
+    return "\n".join([*_head(report), *_verdict(report), *_scoreboard(report), *_selection(report)]).rstrip() + "\n"
+
+
+def _head(report: Report) -> Iterator[str]:
+    yield f"# {markdown(report.name)}"
+    yield ""
+    facts = [report.seed_model, report.dataset, f"{report.rows:,} rows" if report.rows is not None else None]
+    facts += [report.created, f"sdft {report.sdft}" if report.sdft else None]
+    yield " · ".join(markdown(fact) for fact in facts if fact)
+    yield ""
+
+
+def _verdict(report: Report) -> Iterator[str]:
+    yield f"**{markdown(report.verdict.headline)}**"
+    yield ""
+    if report.verdict.statements:
+        yield from (f"- {markdown(statement.text)}" for statement in report.verdict.statements)
+        yield ""
+    for heading, items in (("Notes", report.notes), ("Missing", report.missing)):
+        if items:
+            yield f"{heading}:"
+            yield ""
+            yield from (f"- {markdown(item)}" for item in items)
+            yield ""
+
+
+def _scoreboard(report: Report) -> Iterator[str]:
+    if not report.benchmarks:
+        return
+    yield "## Scoreboard"
+    yield ""
+    yield f"| benchmark | {' | '.join(markdown(display(m)) for m in report.models)} |"
+    yield f"|---|{'---:|' * len(report.models)}"
+    for table in report.benchmarks:
+        for row in table.metrics:
+            cells = [_cell(row, model) for model in report.models]
+            yield f"| {markdown(table.label)}, {markdown(metric_name(row))} (n = {table.n}) | {' | '.join(cells)} |"
+    yield ""
+    yield "In brackets: 95 % intervals. Bold: the interval of the paired difference from the seed excludes 0."
+    yield ""
+
+
+def _cell(row: MetricRow, model: str) -> str:
+    value = row.values.get(model)
+    if value is None:
+        return units.ABSENT
+    text = units.quantity(value.value, row.unit)
+    if value.low is not None and value.high is not None:
+        text += f" ({units.interval(value.low, value.high, row.unit)})"
+    pair = row.against(model, SEED)
+    if pair is None or row.from_seed:
+        return text
+    change = units.signed(pair.difference, row.unit)
+    return f"{text}, **{change}**" if pair.significant else f"{text}, {change}"
+
+
+def _selection(report: Report) -> Iterator[str]:
+    s = report.selection
+    if s is None:
+        return
+    yield "## Selection"
+    yield ""
+    yield (
+        f"{s.examples:,} examples: {units.share(s.rewritten, s.examples)} rewritten "
+        f"({units.share(s.identical, s.examples)} equal to the original), "
+        f"{units.share(s.kept, s.examples)} kept as they were."
+    )
+    yield ""
+    if s.refused:
+        yield "| why the original stays | examples |"
+        yield "|---|---:|"
+        yield from (f"| {markdown(reason)} | {n:,} |" for reason, n in s.refused.items())

@@ -1,0 +1,277 @@
+"""The report as one self-contained HTML file: no script, no network, no font from elsewhere.
+
+Text from datasets and models is escaped by jinja's autoescape, and its hidden characters are made visible, for
+every value that the template prints. Should either fail, the page's content policy runs no script at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdft.console import duration
+from sdft.records import CandidateVerdict
+from sdft.report import units
+from sdft.report.figures import figures, ordinal, tones
+from sdft.report.schema import BenchmarkTable, Difference, MetricRow, Report
+from sdft.report.source import SEED, Pick, Run
+from sdft.report.text import Excerpt, Kind, brief, excerpt, visible, word_diff
+from sdft.report.units import Unit
+from sdft.report.verdict import DISTILLED, VANILLA, display, metric_name
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One model's cell of the scoreboard, ready to print."""
+
+    value: str
+    interval: str
+    change: str
+    """Difference from the seed, or empty."""
+    change_interval: str
+    mark: str
+    """CSS class: `good`, `bad`, `moved` for a significant change that is neither, or empty."""
+    hover: str
+
+
+def render_html(run: Run, report: Report) -> str:
+    """The whole page."""
+    from markupsafe import Markup
+
+    template = _environment().get_template("page.html.j2")
+    # Marked as safe: our own style sheet, and charts, which escape their labels themselves.
+    return template.render(
+        report=report,
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        figures=[(figure, Markup(figure.svg)) for figure in figures(run, report)],
+        boards=list(_boards(report)),
+        has_pair=any(row.against(DISTILLED, VANILLA) for t in report.benchmarks for row in t.metrics),
+        comparisons=list(_comparisons(report)),
+        rewrites=[_rewrite(pick) for pick in run.picks],
+        recipe=run.recipe_text,
+        topics=_topics(report),
+        tones=tones(report.methods),
+        display=display,
+        training=report.training,
+    )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def show(value: Any) -> Any:
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=show,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "brief": brief,
+        "count": units.count,
+        "size": units.size,
+        "seconds": _seconds,
+        "listed": _listed,
+        "moment": _moment,
+    }
+    return environment
+
+
+def _seconds(value: float | None) -> str:
+    return units.ABSENT if value is None else duration(value)
+
+
+def _listed(value: Any, key: Any = "") -> str:
+    """A value of the manifest: lists with commas, sizes in bytes as people say them."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, int | float) and str(key).endswith("_bytes"):
+        return units.size(value)
+    return str(value)
+
+
+def _moment(value: str) -> str:
+    """An ISO time stamp as `2026-11-21 10:42 UTC`; other texts stay."""
+    try:
+        return datetime.fromisoformat(value).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return brief(value)
+
+
+def _topics(report: Report) -> list[tuple[str, list[Any]]]:
+    """The verdict's sentences under their headings; empty headings are left out."""
+    names = {"task": "On the task", "retention": "Elsewhere", "methods": "SDFT against vanilla fine-tuning"}
+    by_topic = [(name, [s for s in report.verdict.statements if s.topic == topic]) for topic, name in names.items()]
+    return [(name, statements) for name, statements in by_topic if statements]
+
+
+# Scoreboard
+
+
+def decoding(sampling: dict[str, Any]) -> str:
+    """How replies were decoded: `greedy, at most 48 tokens`."""
+    if not sampling:
+        return "decoding not recorded"
+    parts = ["greedy"]
+    if sampling.get("temperature"):
+        names = {"temperature": "temperature", "top_p": "top-p", "top_k": "top-k"}
+        parts = [f"{name} {sampling[key]}" for key, name in names.items() if sampling.get(key)]
+    if sampling.get("max_new_tokens"):
+        parts.append(f"at most {sampling['max_new_tokens']} tokens")
+    return ", ".join(parts)
+
+
+def _boards(report: Report) -> Iterator[tuple[str, list[tuple[BenchmarkTable, str, list[Any]]]]]:
+    """Role's heading, and its benchmarks with caption and rows: (row, name, cells by model, pair's cell)."""
+    for role, heading in (("task", "Task: what was to be learnt"), ("retention", "Retention: what was to be kept")):
+        tables = []
+        for table in report.benchmarks:
+            if table.role == role:
+                rows = [
+                    (row, metric_name(row), [_cell(table, row, m) for m in report.models], _pair_cell(row))
+                    for row in table.metrics
+                ]
+                tables.append((table, f"n = {table.n:,} · {decoding(table.sampling)}", rows))
+        if tables:
+            yield heading, tables
+
+
+def _cell(table: BenchmarkTable, row: MetricRow, model: str) -> Cell | None:
+    value = row.values.get(model)
+    if value is None:
+        return None
+    span = _interval(value.low, value.high, row.unit)
+    hover = f"{display(model)} on {table.label}: n = {value.n:,}, {decoding(table.sampling)}"
+    if span:
+        hover += f", {units.CONFIDENCE} {span}"
+    pair = row.against(model, SEED)
+    if row.from_seed or model == SEED:
+        return Cell(units.quantity(value.value, row.unit), span, "", "", "", hover)
+    if pair is None:
+        before = row.values.get(SEED)
+        known = before is not None and before.value is not None and value.value is not None
+        change = units.signed(value.value - before.value, row.unit) if known else ""  # type: ignore[operator,union-attr]
+        return Cell(units.quantity(value.value, row.unit), span, change, "", "", hover)
+    change = units.signed(pair.difference, row.unit)
+    between = _signed_interval(pair, row.unit)
+    hover += f"; difference from the seed {between}" if between else ""
+    return Cell(units.quantity(value.value, row.unit), span, change, between, _mark(pair), hover)
+
+
+def _pair_cell(row: MetricRow) -> Cell | None:
+    pair = row.against(DISTILLED, VANILLA)
+    if pair is None:
+        return None
+    span = _signed_interval(pair, row.unit)
+    hover = f"SDFT minus vanilla fine-tuning, paired over {pair.n:,} rows, {units.CONFIDENCE} {span}"
+    return Cell("", "", units.signed(pair.difference, row.unit), span, _mark(pair), hover)
+
+
+def _mark(pair: Difference) -> str:
+    if not pair.significant:
+        return ""
+    return "moved" if pair.better is None else "good" if pair.better else "bad"
+
+
+def _interval(low: float | None, high: float | None, unit: Unit) -> str:
+    return "" if low is None or high is None else units.interval(low, high, unit)
+
+
+def _signed_interval(pair: Difference, unit: Unit) -> str:
+    return "" if pair.low is None or pair.high is None else units.signed_interval(pair.low, pair.high, unit)
+
+
+def _comparisons(report: Report) -> Iterator[tuple[str, str, str, str, str, str, str, int]]:
+    """Rows: models, benchmark, metric, difference, interval, p, mark, n."""
+    for table in report.benchmarks:
+        for row in table.metrics:
+            for pair in row.differences:
+                if row.from_seed and pair.baseline == SEED:
+                    continue  # a distance from the seed, less the seed's own: nothing to test
+                yield (
+                    f"{display(pair.model)} {units.MINUS} {display(pair.baseline)}",
+                    table.label,
+                    metric_name(row),
+                    units.difference(pair.difference, row.unit),
+                    _signed_interval(pair, row.unit),
+                    units.p_value(pair.p_value),
+                    _mark(pair),
+                    pair.n,
+                )
+
+
+# Rewrites
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One candidate as the page shows it."""
+
+    name: str
+    ok: bool
+    reason: str
+    detail: str
+    text: Excerpt
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteView:
+    """One row of the sample: the original beside what became of it."""
+
+    example_id: str
+    instruction: Excerpt | None
+    rewritten: bool
+    verdict: str
+    detail: str
+    original: Excerpt
+    original_runs: list[tuple[Kind, str]]
+    chosen: Excerpt | None
+    """None where the original stays."""
+    chosen_runs: list[tuple[Kind, str]]
+    chosen_name: str
+    others: list[Candidate]
+    """Candidates that were not chosen."""
+
+
+def _rewrite(pick: Pick) -> RewriteView:
+    choice = pick.choice
+    rewritten = choice.source == "rewrite"
+    original, chosen = excerpt(choice.original), excerpt(choice.response) if rewritten else None
+    runs: list[tuple[Kind, str]] = word_diff(original.text, chosen.text) if chosen else [("same", original.text)]
+    others = [_candidate(c) for c in choice.candidates if not rewritten or c.candidate != choice.candidate]
+    return RewriteView(
+        example_id=brief(choice.example_id, 80),
+        instruction=None if pick.instruction is None else excerpt(pick.instruction),
+        rewritten=rewritten,
+        verdict="passed all checks" if choice.verdict.reason == "ok" else choice.verdict.reason.replace("_", " "),
+        detail=brief(choice.verdict.detail),
+        original=original,
+        original_runs=[(kind, text) for kind, text in runs if kind != "added"],
+        chosen=chosen,
+        chosen_runs=[(kind, text) for kind, text in runs if kind != "removed"],
+        chosen_name=f"{ordinal(choice.candidate or 0).capitalize()} rewrite, taken",
+        others=others,
+    )
+
+
+def _candidate(candidate: CandidateVerdict) -> Candidate:
+    return Candidate(
+        name=f"{ordinal(candidate.candidate).capitalize()} rewrite, {'passed' if candidate.verdict.ok else 'refused'}",
+        ok=candidate.verdict.ok,
+        reason=candidate.verdict.reason.replace("_", " "),
+        detail=brief(candidate.verdict.detail),
+        text=excerpt(candidate.text),
+    )

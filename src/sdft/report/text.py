@@ -1,0 +1,77 @@
+"""Untrusted text made fit to be shown: hidden characters made visible, long texts shortened, words compared."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Characters that show nothing, or that change how their neighbours show: control characters but tab and
+newline, bidirectional controls, lone surrogates, tags. Joiners stay: emoji and several scripts need them."""
+
+LONGEST = 2400
+"""Characters of one text that a page shows in full."""
+HEAD, TAIL = 1600, 400
+
+Kind = Literal["same", "removed", "added"]
+
+
+def visible(text: str) -> str:
+    """The text with every hidden character replaced by a visible name such as `␀` or `[U+202E]`."""
+    return HIDDEN.sub(_name, text.replace("\r\n", "\n"))
+
+
+def _name(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"[U+{code:04X}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A text as a page shows it. `note` says what was left out, or is empty."""
+
+    text: str
+    note: str = ""
+
+
+def excerpt(text: str) -> Excerpt:
+    """A text of any length as a page shows it: beginning and end of long ones, with a note of the full length."""
+    if len(text) <= LONGEST:
+        return Excerpt(visible(text))
+    left_out = len(text) - HEAD - TAIL
+    shown = f"{visible(text[:HEAD])}\n[… {left_out:,} characters left out …]\n{visible(text[-TAIL:])}"
+    return Excerpt(shown, f"shortened: {len(text):,} characters, {len(text.split()):,} words in all")
+
+
+def brief(text: str, longest: int = 160) -> str:
+    """A name or detail on one line, cut where it is over-long."""
+    flat = " ".join(visible(text[: 4 * longest]).split())
+    return flat if len(flat) <= longest and len(text) <= 4 * longest else flat[: longest - 1] + "…"
+
+
+def word_diff(old: str, new: str) -> list[tuple[Kind, str]]:
+    """`new` against `old` by words and the spaces between them: runs that are the same, removed, or added."""
+    before, after = re.findall(r"\s+|\w+|[^\w\s]", old), re.findall(r"\s+|\w+|[^\w\s]", new)
+    runs: list[tuple[Kind, str]] = []
+    for tag, a, b, c, d in difflib.SequenceMatcher(str.isspace, before, after, autojunk=False).get_opcodes():
+        if tag == "equal":
+            runs.append(("same", "".join(before[a:b])))
+            continue
+        if b > a:
+            runs.append(("removed", "".join(before[a:b])))
+        if d > c:
+            runs.append(("added", "".join(after[c:d])))
+    return runs
+
+
+def markdown(text: str) -> str:
+    """A plain text that markdown leaves as it is, fit for a table cell."""
+    flat = brief(text, 1000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|~#]|(?<!\w)_|_(?!\w))", r"\\\1", flat)

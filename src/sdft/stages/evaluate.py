@@ -1,0 +1,229 @@
+"""Evaluate: the seed and each tuned model on every benchmark, and what differs between them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks.drift import Drift, divergence
+from sdft.candidates import PROMPT_TOO_LONG
+from sdft.console import Console
+from sdft.engines import Continuation, DistributionEngine, Engine, Request, Sampling
+from sdft.errors import RunError
+from sdft.models import ModelConfig
+from sdft.recipe import Recipe
+from sdft.records import Comparison, Completion, Example, Prediction, Verdict
+from sdft.rendering import Prompter, open_prompter
+from sdft.rundir import JsonlWriter, RunDir, read_jsonl, seed_for, write_json, write_jsonl
+from sdft.stats import compare, score
+
+SEED = "seed"
+"""The name of the untuned model under `eval/`."""
+
+
+def evaluate(
+    benchmark: AnyBenchmark,
+    engine: Engine,
+    prompter: Prompter,
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    examples: Iterable[Example] | None = None,
+    values: Mapping[str, Mapping[str, float]] | None = None,
+) -> Iterator[Prediction]:
+    """Yield one judged reply for each row of a benchmark, as they finish.
+
+    `examples` are the rows to ask; None: all of the benchmark's. `values` are further metrics by row id, measured
+    elsewhere. Each row's seed is the same for every model. A row whose prompt does not fit, or whose request fails,
+    has a verdict that says so and no values: it is left out of the scores, not counted as wrong.
+    """
+    template = benchmark.template_for(prompter.renderer.config.style)
+    flying: dict[str, Example] = {}
+    refused: list[Example] = []
+
+    def requests() -> Iterator[Request]:
+        for example in benchmark.examples() if examples is None else examples:
+            prompt = prompter.infer(example, template, sampling)
+            if prompt is None:
+                refused.append(example)
+                continue
+            flying[example.id] = example
+            yield Request(
+                example.id, prompt.text, seed_for(seed, "eval", label_of(benchmark), example.id), prompt.stop,
+                prompt.messages,
+            )  # fmt: skip
+
+    for completion in engine.generate(requests(), sampling):
+        example = flying.pop(completion.id)
+        yield _judged(benchmark, example, completion, (values or {}).get(example.id, {}))
+    for example in refused:
+        none = Completion(id=example.id, text="", finish="error", prompt_tokens=0, tokens=0, error=PROMPT_TOO_LONG)
+        yield _judged(benchmark, example, none, {})
+
+
+def _judged(benchmark: AnyBenchmark, example: Example, completion: Completion, more: Mapping[str, float]) -> Prediction:
+    if completion.finish == "error":
+        reason = PROMPT_TOO_LONG if completion.error == PROMPT_TOO_LONG else "generation_error"
+        verdict = Verdict(ok=False, reason=reason, detail=completion.error or "")
+        values: dict[str, float] = {}
+    else:
+        verdict, values = benchmark.judge(example, completion.text)
+        values = {**values, **more}
+    return Prediction(
+        id=example.id,
+        label=example.reference,
+        predict=completion.text,
+        finish=completion.finish,
+        tokens=completion.tokens,
+        verdict=verdict,
+        values=values,
+        group=benchmark.groups(example),
+    )
+
+
+def label_of(benchmark: AnyBenchmark) -> str:
+    """What a benchmark is called in a run: its folder under `eval/<model>/`."""
+    return benchmark.label or benchmark.name
+
+
+def tuned_model(recipe: Recipe, run: RunDir, model: str) -> ModelConfig:
+    """The seed model, or what `train/<method>` holds: an adapter on the seed, or a whole model."""
+    if model == SEED:
+        return recipe.model
+    folder = run / f"train/{model}"
+    if (folder / "adapter_config.json").is_file():
+        return recipe.model.model_copy(update={"adapter": str(folder)})
+    return recipe.model.model_copy(update={"name": str(folder), "revision": None, "adapter": None})
+
+
+def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> list[str]:
+    """Write `eval/<model>/<benchmark>/` for all benchmarks; replies that are there are kept. Returns notes."""
+    config = tuned_model(recipe, run, model)
+    notes: list[str] = []
+    with ExitStack() as stack:
+        engine: Engine | None = None
+        for benchmark in recipe.evaluate.benchmarks:
+            sampling = benchmark.sampling or recipe.evaluate.sampling
+            path = run / f"eval/{model}/{label_of(benchmark)}/predictions.jsonl"
+            examples = benchmark.examples()
+            with JsonlWriter(path) as writer:
+                done = {prediction.id for prediction in read_jsonl(path, Prediction)}
+                left = [example for example in examples if example.id not in done]
+                if left:
+                    if engine is None:
+                        prompter = open_prompter(recipe.prompt, recipe.evaluate.engine, recipe.model)
+                        engine = stack.enter_context(closing(recipe.evaluate.engine.open(config)))
+                    values: dict[str, dict[str, float]] = {}
+                    if isinstance(benchmark, Drift) and model != SEED:
+                        values = _divergences(recipe, run, benchmark, examples, sampling, prompter, engine, console)
+                    label = f"{model} on {label_of(benchmark)}"
+                    with console.task(label, total=len(examples), done=len(done)) as task:
+                        for prediction in evaluate(
+                            benchmark, engine, prompter, sampling, seed=recipe.seed, examples=left, values=values
+                        ):
+                            writer.write(prediction)
+                            task.advance(extra=prediction.tokens)
+            notes += _write_scores(benchmark, model, sampling, path, examples)
+    return notes
+
+
+def _divergences(
+    recipe: Recipe,
+    run: RunDir,
+    drift: Drift,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    prompter: Prompter,
+    tuned: Engine,
+    console: Console,
+) -> dict[str, dict[str, float]]:
+    """By row id, how far the tuned model's next-token distributions lie from the seed's along the seed's replies.
+
+    All rows are measured anew after an interruption. Empty where the engine gives no distributions.
+    """
+    said = {p.id: p.predict for p in read_jsonl(run / f"eval/{SEED}/{label_of(drift)}/predictions.jsonl", Prediction)}
+    missing = [example.id for example in examples if example.id not in said]
+    if missing:
+        raise RunError(
+            f"{run.path}: drift needs the seed model's replies, and {len(missing)} are missing; run `sdft eval` "
+            "for the whole recipe, so that the seed comes first"
+        )
+    with closing(recipe.evaluate.engine.open(recipe.model)) as seed:
+        if not isinstance(tuned, DistributionEngine) or not isinstance(seed, DistributionEngine):
+            return {}
+        template = drift.template_for(prompter.renderer.config.style)
+        prompts = [(example, prompter.infer(example, template, sampling)) for example in examples]
+        items = [Continuation(example.id, prompt.text, said[example.id]) for example, prompt in prompts if prompt]
+        measured = divergence(seed.distributions(items), tuned.distributions(items))
+        values: dict[str, dict[str, float]] = {}
+        with console.task("drift from the seed", total=len(items)) as task:
+            for item, (kl, same_argmax) in zip(items, measured, strict=True):
+                values[item.id] = {"kl": kl, "same_argmax": same_argmax}
+                task.advance()
+    return values
+
+
+def _write_scores(
+    benchmark: AnyBenchmark, model: str, sampling: Sampling, path: Path, examples: Sequence[Example]
+) -> list[str]:
+    """Put the predictions into the dataset's order and write `scores.json` beside them. Returns notes."""
+    found = {prediction.id: prediction for prediction in read_jsonl(path, Prediction)}
+    predictions = [found[example.id] for example in examples]
+    write_jsonl(path, predictions)
+    label = label_of(benchmark)
+    failed = Counter(p.verdict.reason for p in predictions if p.finish == "error")
+    cut = sum(p.finish == "length" for p in predictions)
+    notes = [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
+    notes += [f"{cut} of {len(predictions)} replies were cut at {sampling.max_new_tokens} tokens"] if cut else []
+    unmeasured = [name for name in benchmark.METRICS if not any(name in p.values for p in predictions)]
+    if unmeasured and model != SEED:
+        notes.append(f"not measured with this engine: {', '.join(unmeasured)}")
+    write_json(
+        path.with_name("scores.json"),
+        {
+            "model": model,
+            "benchmark": benchmark.name,
+            "label": label,
+            "role": benchmark.ROLE,
+            "n": len(predictions),
+            "sampling": sampling.model_dump(),
+            "main": next(iter(benchmark.METRICS)),
+            "scores": [s.model_dump() for s in score(model, label, benchmark.METRICS, predictions)],
+            "groups": _group_means(predictions),
+            "notes": notes,
+        },
+    )
+    return [f"{model} on {label}: {note}" for note in notes]
+
+
+def _group_means(predictions: Iterable[Prediction]) -> dict[str, dict[str, float]]:
+    rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for prediction in predictions:
+        for metric, value in prediction.values.items():
+            if prediction.group is not None:
+                rows[prediction.group][metric].append(value)
+    return {
+        group: {metric: sum(values) / len(values) for metric, values in metrics.items()}
+        for group, metrics in rows.items()
+    }
+
+
+def run_compare(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
+    """Write `eval/comparisons.json`: each tuned model against the seed, and sdft against sft, row by row."""
+    pairs = [(method, SEED) for method in recipe.methods]
+    if {"sdft", "sft"} <= set(recipe.methods):
+        pairs.append(("sdft", "sft"))
+    comparisons: list[Comparison] = []
+    for benchmark in recipe.evaluate.benchmarks:
+        label = label_of(benchmark)
+        for model, baseline in pairs:
+            rows, others = (
+                list(read_jsonl(run / f"eval/{name}/{label}/predictions.jsonl", Prediction))
+                for name in (model, baseline)
+            )
+            comparisons += compare(model, baseline, label, benchmark.METRICS, rows, others)
+    write_json(run / "eval/comparisons.json", [comparison.model_dump() for comparison in comparisons])
+    return []
