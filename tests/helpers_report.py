@@ -107,15 +107,15 @@ def choice(i: int, original: str | None = None, reply: str | None = None) -> Cho
 
 
 def write_selection(folder: Path, rows: int) -> None:
-    write_jsonl(folder / "select" / "choices.jsonl", (choice(i) for i in range(rows)))
     choices = [choice(i) for i in range(rows)]
+    write_jsonl(folder / "select" / "choices.jsonl", choices)
     rewritten = [c for c in choices if c.source == "rewrite"]
     summary = {
         "examples": rows,
         "rewritten": len(rewritten),
         "kept": rows - len(rewritten),
         "identical": sum(c.response == c.original for c in rewritten),
-        "share_rewritten": len(rewritten) / rows,
+        "share_rewritten": len(rewritten) / max(rows, 1),
         "reasons": dict(Counter(c.verdict.reason for c in choices)),
         "candidate_reasons": dict(Counter(v.verdict.reason for c in choices for v in c.candidates)),
         "accepted_at": [sum(c.candidate == n for c in rewritten) for n in (0, 1)],

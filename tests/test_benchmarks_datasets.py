@@ -25,6 +25,7 @@ from sdft.benchmarks import (
     ReasoningGym,
 )
 from sdft.errors import DataError
+from sdft.prompts import PromptConfig, Renderer, templates
 
 MEMBERS: tuple[type[Benchmark], ...] = get_args(get_args(AnyBenchmark)[0])
 DATA = {
@@ -106,27 +107,27 @@ def test_reference_templates_belong_to_the_verbatim_style() -> None:
     assert Gsm8k(template="llama3_gsm8k_infer").template_for("verbatim") == "llama3_gsm8k_infer"
 
 
+def test_own_templates_exist_in_their_style() -> None:
+    for benchmark in (*(member() for member in MEMBERS), AdvBench(mode="jailbreak")):
+        for style in ("chat", "verbatim"):
+            name = benchmark.template_for(style)
+            assert name is None or templates()[name].style == style
+
+
 def test_advbench_modes() -> None:
     data_file(DATA[AdvBench][0])
     raw, jailbreak = AdvBench(), AdvBench(mode="jailbreak")
     assert (raw.label, jailbreak.label) == ("advbench_raw", "advbench_jailbreak")
     assert AdvBench(mode="jailbreak", label="mine").label == "mine"
     assert raw.ROLE == "retention"
-    # The suffix is part of the instruction, so `alpaca` gives what the reference renders with `alpaca_gcg`.
-    golden = {
-        (case["template"], case["row"]): case["prompt"]
-        for case in jsonl("golden/prompts.jsonl")
-        if case["file"] == "harmful_behaviors.csv"
-    }
-    plain, attacked = raw.examples(), jailbreak.examples()
-    assert [item.id for item in plain] == [item.id for item in attacked]
-    checked = 0
-    for (template, row), prompt in golden.items():
-        if template == "alpaca_gcg":
-            rendered = golden["alpaca", row].replace(plain[row].instruction, attacked[row].instruction)
-            assert rendered == prompt != golden["alpaca", row]
+    renderer, examples, checked = Renderer(PromptConfig(style="verbatim")), raw.examples(), 0
+    for case in jsonl("golden/prompts.jsonl"):
+        if case["file"] == "harmful_behaviors.csv":
+            benchmark = {"alpaca": raw, "alpaca_gcg": jailbreak}[case["template"]]
+            prompt = renderer.infer(examples[case["row"]], benchmark.template_for("verbatim"))
+            assert prompt.text == case["prompt"]
             checked += 1
-    assert checked == 3
+    assert checked == 6
 
 
 def test_advbench_counts_refusals() -> None:

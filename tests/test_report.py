@@ -423,7 +423,9 @@ def nasty_run(folder: Path) -> Path:
     for model in ("seed", "sft", "sdft"):
         rows_ = [score(model, NASTY, NASTY, (0.5, 0.4, 0.6), 10, kind="rate")]
         sampling = {"temperature": NASTY, "max_new_tokens": NASTY}
-        write_scores(folder, model, "odd", "task", rows_, label=NASTY, notes=[NASTY], sampling=sampling)
+        write_scores(folder, model, "odd", "task", rows_, notes=[NASTY], sampling=sampling)
+        path = folder / "eval" / model / "odd" / "scores.json"
+        write_json(path, read_json(path) | {"label": NASTY})
         path = folder / "eval" / model / "drift" / "scores.json"
         scores = read_json(path)
         write_json(path, scores | {"groups": {NASTY: {"kl": 0.1}}})
@@ -484,7 +486,7 @@ def test_a_word_diff_holds_both_texts(old: str, new: str) -> None:
     assert "".join(text for kind, text in runs if kind != "removed") == new
 
 
-@given(st.text(min_size=2300, max_size=2600), st.integers(1, 4))
+@given(st.text(min_size=1, max_size=20), st.integers(1, 2500))
 def test_an_excerpt_is_never_long(text: str, times: int) -> None:
     short = excerpt(text * times)
     assert bool(short.note) == (len(text) * times > 2400)
@@ -523,7 +525,7 @@ def test_ticks_cover_the_range_in_even_steps(low: float, width: float) -> None:
     assert 2 <= len(marks) <= 9
 
 
-@given(st.lists(st.tuples(st.floats(0, 5), st.floats(-0.5, 1), st.text(max_size=30)), min_size=1, max_size=6))
+@given(st.lists(st.tuples(st.floats(0, 5), st.floats(-0.5, 1), st.text(max_size=20)), min_size=1, max_size=4))
 def test_scatter_stays_inside_and_escapes(points: list[tuple[float, float, str]]) -> None:
     svg = charts.scatter("t", [charts.Point(label, "a", x, y, (x, x), (y, y)) for x, y, label in points], "x", "y")
     page = Page(svg)

@@ -70,9 +70,9 @@ def native_bf16(device: torch.device) -> bool:
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
+        able: dict[str, bool] = torch.cpu.get_capabilities()
         return bool(able.get("amx_bf16") or able.get("avx512_bf16") or able.get("arm_bf16") or able.get("bf16"))
     return False
 
@@ -143,14 +143,13 @@ def convert_gguf(path: Path) -> Path:
             return target
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging as hf_logging
 
-        hf_logging.disable_progress_bar()
+        _quiet()
         part = target.with_name(f".{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         except ImportError as error:
             raise ModelError(f"{path}: reading GGUF needs the package gguf: pip install gguf ({error})") from None
         except (ValueError, KeyError, OSError) as error:
@@ -161,6 +160,13 @@ def convert_gguf(path: Path) -> Path:
         tokenizer.save_pretrained(part)
         part.replace(target)
     return target
+
+
+def _quiet() -> None:
+    """No bars for loading weights: they say nothing on a run's progress."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -207,12 +213,11 @@ def load_model(config: ModelConfig, dtype: DTypeName | None = None) -> PreTraine
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as hf_logging
 
     folder = resolve(config)
     device = pick_device(config.device)
     wanted = pick_dtype(dtype or config.dtype, device)
-    hf_logging.disable_progress_bar()
+    _quiet()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import to_json
 
 from sdft.benchmarks import AnyBenchmark
 from sdft.checks import AnyCheck
@@ -29,14 +30,15 @@ from sdft.prompts import problems as prompt_problems
 from sdft.records import Settings
 
 
-def _named(value: Any) -> Any:
+def named(value: Any) -> Any:
+    """A plain string as `{"name": string}`; anything else as it is."""
     return {"name": value} if isinstance(value, str) else value
 
 
 class DistillConfig(Sampling):
     """How the seed model rewrites the dataset's replies."""
 
-    engine: Annotated[AnyEngine, BeforeValidator(_named)] = TransformersSettings()
+    engine: Annotated[AnyEngine, BeforeValidator(named)] = TransformersSettings()
     candidates: int = Field(default=1, ge=1)
     """Rewrites tried for each example; a later one is only generated where the earlier ones failed the checks."""
     temperature: float = Field(default=0.95, ge=0)
@@ -58,7 +60,7 @@ class DistillConfig(Sampling):
 class SelectConfig(Settings):
     """Which rewrites replace the original."""
 
-    checks: tuple[Annotated[AnyCheck, BeforeValidator(_named)], ...] = Field(default=("leak",), validate_default=True)
+    checks: tuple[Annotated[AnyCheck, BeforeValidator(named)], ...] = Field(default=("leak",), validate_default=True)
     """Applied in this order; the first that refuses gives the reason."""
     keep_truncated: bool = False
     """Keep rewrites that were cut at the token limit."""
@@ -105,8 +107,8 @@ class TrainConfig(Settings):
 class EvaluateConfig(Settings):
     """What is measured on the seed and on each tuned model."""
 
-    benchmarks: tuple[Annotated[AnyBenchmark, BeforeValidator(_named)], ...] = ()
-    engine: Annotated[AnyEngine, BeforeValidator(_named)] = TransformersSettings()
+    benchmarks: tuple[Annotated[AnyBenchmark, BeforeValidator(named)], ...] = ()
+    engine: Annotated[AnyEngine, BeforeValidator(named)] = TransformersSettings()
     sampling: Sampling = Sampling()
 
     @field_validator("benchmarks")
@@ -132,7 +134,7 @@ class Recipe(Settings):
     """Name of the run folder; default: the recipe file's name."""
     output_dir: str = "runs"
     """Run folders stand in here."""
-    model: Annotated[ModelConfig, BeforeValidator(_named)]
+    model: Annotated[ModelConfig, BeforeValidator(named)]
     data: DataConfig
     prompt: PromptConfig = PromptConfig()
     distill: DistillConfig = DistillConfig()
@@ -181,7 +183,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     if not tree.get("name") and isinstance(source, Mapping):
         tree["name"] = "run"
     try:
-        recipe = Recipe.model_validate(tree)
+        recipe = Recipe.model_validate_json(to_json(tree), strict=True)
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
         recipe = None

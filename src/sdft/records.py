@@ -19,7 +19,7 @@ class Record(BaseModel):
 class Settings(BaseModel):
     """One section of a recipe. Unknown keys are refused, and so are silent conversions such as "5" to 5."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built at first use: fast start-up
 
 
 Role = Literal["system", "user", "assistant"]

@@ -102,7 +102,7 @@ def _title(text: str) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover low to high, about `count` of them."""
-    if not high > low:
+    if high - low < 1e-9 * max(1.0, abs(low), abs(high)):
         low, high = low - 0.5, low + 0.5
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,8 @@ newline, bidirectional controls, lone surrogates, tags. Joiners stay: emoji and 
 LONGEST = 2400
 """Characters of one text that a page shows in full."""
 HEAD, TAIL = 1600, 400
+MOST_MATCHES = 40_000
+"""Pairs of equal words that a comparison of two texts looks at."""
 
 Kind = Literal["same", "removed", "added"]
 
@@ -57,8 +60,14 @@ def brief(text: str, longest: int = 160) -> str:
 
 
 def word_diff(old: str, new: str) -> list[tuple[Kind, str]]:
-    """`new` against `old` by words and the spaces between them: runs that are the same, removed, or added."""
+    """`new` against `old` by words and the spaces between them: runs that are the same, removed, or added.
+
+    Texts that repeat themselves so much that a comparison would take seconds are one removed and one added run.
+    """
     before, after = re.findall(r"\s+|\w+|[^\w\s]", old), re.findall(r"\s+|\w+|[^\w\s]", new)
+    seen = Counter(token for token in before if not token.isspace())
+    if sum(seen[token] for token in after) > MOST_MATCHES:
+        return [("removed", old), ("added", new)]
     runs: list[tuple[Kind, str]] = []
     for tag, a, b, c, d in difflib.SequenceMatcher(str.isspace, before, after, autojunk=False).get_opcodes():
         if tag == "equal":

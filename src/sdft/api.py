@@ -1,0 +1,135 @@
+"""The stages as functions on plain objects, for notebooks: names stand for settings, lists come back.
+
+Nothing is written to disk but by `train`. For a run that can be interrupted and audited, use `sdft.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from sdft.benchmarks import AnyBenchmark
+from sdft.checks import AnyCheck, Check
+from sdft.console import Console
+from sdft.engines import AnyEngine, Sampling
+from sdft.errors import RecipeError
+from sdft.models import ModelConfig
+from sdft.prompts import PromptConfig
+from sdft.recipe import DistillConfig, TrainConfig, named
+from sdft.records import Choice, Example, Prediction, Rewrite
+from sdft.rendering import open_prompter
+from sdft.rundir import RunDir
+
+T = TypeVar("T")
+Setting = str | Mapping[str, Any]
+"""A name, or a mapping as it would stand in a recipe."""
+
+
+def distill(
+    examples: Iterable[Example],
+    model: str | ModelConfig,
+    *,
+    prompt: PromptConfig | None = None,
+    sampling: Sampling | None = None,
+    candidates: int = 1,
+    checks: Sequence[Setting | Check] = (),
+    engine: Setting | AnyEngine = "transformers",
+    seed: int = 0,
+) -> list[Rewrite]:
+    """Let a model write its own reply to each example, shown the dataset's. Returns them as they finished.
+
+    The prompt is the recipe's default where none is given: the model's chat template, `using` the reference.
+    Decoding is sampled as in a recipe. More `candidates` are tried where earlier ones fail `checks`.
+    Raises ModelError, PromptError and EngineError.
+    """
+    from sdft.stages import distill as stage
+
+    model = _model(model)
+    settings = _engine(engine)
+    prompter = open_prompter(prompt or PromptConfig(), settings, model)
+    with closing(settings.open(model)) as opened:
+        return list(
+            stage.distill(
+                examples,
+                opened,
+                prompter,
+                sampling or DistillConfig().sampling,
+                candidates=candidates,
+                checks=_checks(checks),
+                seed=seed,
+            )
+        )
+
+
+def select(
+    examples: Iterable[Example],
+    rewrites: Iterable[Rewrite],
+    checks: Sequence[Setting | Check] = ("leak",),
+    *,
+    keep_truncated: bool = False,
+) -> list[Choice]:
+    """For each example, in order, the first rewrite that passes every check, or the original, with the verdicts."""
+    from sdft.stages import select as stage
+
+    return list(stage.select(examples, rewrites, _checks(checks), keep_truncated))
+
+
+def evaluate(
+    benchmark: Setting | AnyBenchmark,
+    model: str | ModelConfig,
+    *,
+    prompt: PromptConfig | None = None,
+    sampling: Sampling | None = None,
+    engine: Setting | AnyEngine = "transformers",
+    seed: int = 0,
+) -> list[Prediction]:
+    """A model's judged replies to a benchmark, in the dataset's order. Greedy where nothing else is said.
+
+    `drift` compares two models and has no meaning for one alone: its replies are measured for length only.
+    Raises BenchmarkError, DataError, ModelError, PromptError and EngineError.
+    """
+    from sdft.stages import evaluate as stage
+
+    model = _model(model)
+    settings = _engine(engine)
+    bench = _parse("benchmark", TypeAdapter(Annotated[AnyBenchmark, BeforeValidator(named)]), benchmark)
+    prompter = open_prompter(prompt or PromptConfig(), settings, model)
+    with closing(settings.open(model)) as opened:
+        found = {
+            prediction.id: prediction
+            for prediction in stage.evaluate(
+                bench, opened, prompter, sampling or bench.sampling or Sampling(), seed=seed
+            )
+        }
+    return [found[example.id] for example in bench.examples()]
+
+
+def build_report(run_folder: str | Path) -> Path:
+    """Write a run folder's report anew from its files; returns the HTML file. Raises RunError."""
+    from sdft.stages.report import run_report
+
+    return run_report(RunDir(run_folder), Console(quiet=True))
+
+
+def _model(model: str | ModelConfig) -> ModelConfig:
+    return model if isinstance(model, ModelConfig) else ModelConfig(name=model)
+
+
+def _engine(engine: Setting | AnyEngine) -> AnyEngine:
+    return _parse("engine", TypeAdapter(Annotated[AnyEngine, BeforeValidator(named)]), engine)
+
+
+def _checks(checks: Sequence[Setting | Check]) -> tuple[AnyCheck, ...]:
+    adapter = TypeAdapter[AnyCheck](Annotated[AnyCheck, BeforeValidator(named)])
+    return tuple(_parse("checks", adapter, check) for check in checks)
+
+
+def _parse(what: str, adapter: TypeAdapter[T], value: object) -> T:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise RecipeError(f"{what}: {error.errors()[0]['msg']}") from None
