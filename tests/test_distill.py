@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_pipeline import example, rewrite, scripted, verbatim_prompter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers_pipeline import example, rewrite, scripted, verbatim_prompter
 from sdft.checks import Leak, Number
 from sdft.engines import Request, Sampling
 from sdft.errors import EngineError

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers_pipeline import rewrite
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers_pipeline import rewrite
 from sdft.errors import RunError
 from sdft.records import Rewrite
 from sdft.rundir import (

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_pipeline import example, rewrite, scripted_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
 import sdft
+from helpers_pipeline import example, rewrite, scripted_recipe
 from sdft.checks import Copies, Leak, Number
 from sdft.records import Choice, Example
 from sdft.rundir import read_json, read_jsonl

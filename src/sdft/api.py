@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from sdft.benchmarks import AnyBenchmark
 from sdft.checks import AnyCheck, Check
 from sdft.console import Console
 from sdft.engines import AnyEngine, Sampling
-from sdft.errors import RecipeError
-from sdft.models import ModelConfig
+from sdft.errors import DataError, RecipeError
+from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig
 from sdft.recipe import DistillConfig, TrainConfig, named
 from sdft.records import Choice, Example, Prediction, Rewrite
 from sdft.rendering import open_prompter
 from sdft.rundir import RunDir
+
+if TYPE_CHECKING:
+    from sdft.stages.train import TrainResult
 
 T = TypeVar("T")
 Setting = str | Mapping[str, Any]
@@ -78,6 +81,45 @@ def select(
     return list(stage.select(examples, rewrites, _checks(checks), keep_truncated))
 
 
+def train(
+    examples: Iterable[Example],
+    model: str | ModelConfig,
+    output_dir: str | Path,
+    *,
+    choices: Iterable[Choice] | None = None,
+    config: TrainConfig | None = None,
+    prompt: PromptConfig | None = None,
+    seed: int = 0,
+) -> TrainResult:
+    """Fine-tune a model on examples: on their own replies, or on what `choices` gives instead (SDFT).
+
+    The adapter (or model, with `config.lora` None) stands in `output_dir` when it is whole; interrupted and called
+    again with the same arguments, training goes on. Raises DataError, ModelError, PromptError and RecipeError.
+    """
+    from sdft.prompts import Renderer
+    from sdft.stages.train import TrainingPair, train_model
+
+    model = _model(model)
+    renderer = Renderer(prompt or PromptConfig(), load_tokenizer(model))
+    chosen = None if choices is None else {choice.example_id: choice.response for choice in choices}
+    pairs = []
+    for example in examples:
+        shown = renderer.train(example)
+        reply = example.reference if chosen is None else chosen.get(example.id)
+        if reply is None:
+            raise DataError(f"example {example.id}: there is no choice for it; select from the same examples")
+        pairs.append(TrainingPair(example.id, shown.text, reply, shown.end))
+    return train_model(
+        pairs,
+        model,
+        config or TrainConfig(),
+        Path(output_dir),
+        seed=seed,
+        console=Console(),
+        method="sft" if chosen is None else "sdft",
+    )
+
+
 def evaluate(
     benchmark: Setting | AnyBenchmark,
     model: str | ModelConfig,
@@ -96,7 +138,7 @@ def evaluate(
 
     model = _model(model)
     settings = _engine(engine)
-    bench = _parse("benchmark", TypeAdapter(Annotated[AnyBenchmark, BeforeValidator(named)]), benchmark)
+    bench = _parse("benchmark", TypeAdapter(AnyBenchmark), benchmark)
     prompter = open_prompter(prompt or PromptConfig(), settings, model)
     with closing(settings.open(model)) as opened:
         found = {
@@ -120,16 +162,16 @@ def _model(model: str | ModelConfig) -> ModelConfig:
 
 
 def _engine(engine: Setting | AnyEngine) -> AnyEngine:
-    return _parse("engine", TypeAdapter(Annotated[AnyEngine, BeforeValidator(named)]), engine)
+    return _parse("engine", TypeAdapter(AnyEngine), engine)
 
 
 def _checks(checks: Sequence[Setting | Check]) -> tuple[AnyCheck, ...]:
-    adapter = TypeAdapter[AnyCheck](Annotated[AnyCheck, BeforeValidator(named)])
+    adapter = TypeAdapter[AnyCheck](AnyCheck)
     return tuple(_parse("checks", adapter, check) for check in checks)
 
 
 def _parse(what: str, adapter: TypeAdapter[T], value: object) -> T:
     try:
-        return adapter.validate_python(value)
+        return adapter.validate_python(named(value))
     except ValidationError as error:
         raise RecipeError(f"{what}: {error.errors()[0]['msg']}") from None

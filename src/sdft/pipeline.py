@@ -180,7 +180,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         models[method] = reads("model train seed", "style system train", read)
         name = f"train/{method}"
         stages.append(Stage(name, (source,), models[method], name, _trains(method)))
-    everything = reads(" ".join(key for key in tree if key != "prompt"), " ".join(tree["prompt"]))
+    everything = reads("model data distill select train methods evaluate seed", " ".join(tree["prompt"]))
     if recipe.evaluate.benchmarks:
         for model, before in models.items():
             inputs = reads("evaluate", "style system train infer max_prompt_tokens on_long", before)

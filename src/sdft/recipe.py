@@ -10,17 +10,17 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from sdft.benchmarks import AnyBenchmark
-from sdft.checks import AnyCheck
+from sdft.checks import AnyCheck, Leak
 from sdft.data.config import DataConfig
 from sdft.engines import AnyEngine, Sampling, TransformersSettings
 from sdft.errors import RecipeError
@@ -28,6 +28,15 @@ from sdft.models import ModelConfig
 from sdft.prompts import PromptConfig
 from sdft.prompts import problems as prompt_problems
 from sdft.records import Settings
+
+NAMED = (
+    ("model",),
+    ("distill", "engine"),
+    ("select", "checks"),
+    ("evaluate", "engine"),
+    ("evaluate", "benchmarks"),
+)
+"""Where a plain string stands for `{name: string}`."""
 
 
 def named(value: Any) -> Any:
@@ -38,7 +47,7 @@ def named(value: Any) -> Any:
 class DistillConfig(Sampling):
     """How the seed model rewrites the dataset's replies."""
 
-    engine: Annotated[AnyEngine, BeforeValidator(named)] = TransformersSettings()
+    engine: AnyEngine = TransformersSettings()
     candidates: int = Field(default=1, ge=1)
     """Rewrites tried for each example; a later one is only generated where the earlier ones failed the checks."""
     temperature: float = Field(default=0.95, ge=0)
@@ -60,7 +69,7 @@ class DistillConfig(Sampling):
 class SelectConfig(Settings):
     """Which rewrites replace the original."""
 
-    checks: tuple[Annotated[AnyCheck, BeforeValidator(named)], ...] = Field(default=("leak",), validate_default=True)
+    checks: tuple[AnyCheck, ...] = (Leak(),)
     """Applied in this order; the first that refuses gives the reason."""
     keep_truncated: bool = False
     """Keep rewrites that were cut at the token limit."""
@@ -107,8 +116,8 @@ class TrainConfig(Settings):
 class EvaluateConfig(Settings):
     """What is measured on the seed and on each tuned model."""
 
-    benchmarks: tuple[Annotated[AnyBenchmark, BeforeValidator(named)], ...] = ()
-    engine: Annotated[AnyEngine, BeforeValidator(named)] = TransformersSettings()
+    benchmarks: tuple[AnyBenchmark, ...] = ()
+    engine: AnyEngine = TransformersSettings()
     sampling: Sampling = Sampling()
 
     @field_validator("benchmarks")
@@ -134,7 +143,7 @@ class Recipe(Settings):
     """Name of the run folder; default: the recipe file's name."""
     output_dir: str = "runs"
     """Run folders stand in here."""
-    model: Annotated[ModelConfig, BeforeValidator(named)]
+    model: ModelConfig
     data: DataConfig
     prompt: PromptConfig = PromptConfig()
     distill: DistillConfig = DistillConfig()
@@ -182,8 +191,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
             problems.append(problem)
     if not tree.get("name") and isinstance(source, Mapping):
         tree["name"] = "run"
+    _expand_names(tree)
     try:
-        recipe = Recipe.model_validate_json(to_json(tree), strict=True)
+        recipe = Recipe.model_validate_json(to_json(tree), strict=True)  # strict: "5" is no number
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
         recipe = None
@@ -212,6 +222,17 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(item) for key, item in value.items()}
     return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _expand_names(tree: dict[str, Any]) -> None:
+    """Write a plain string out where settings with a name are wanted, alone or in a list."""
+    for *parents, last in NAMED:
+        node: Any = tree
+        for part in parents:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node:
+            value = node[last]
+            node[last] = [named(item) for item in value] if isinstance(value, list) else named(value)
 
 
 class _Loader(yaml.SafeLoader):
@@ -274,7 +295,7 @@ def _explain(item: Any) -> str:
     """One pydantic error as `key: what is wrong`, with a suggestion for misspelt keys and names."""
     loc, kind = list(item["loc"]), item["type"]
     model = _model_at(Recipe, loc[:-1])
-    key = ".".join(str(part) for part in loc if not (isinstance(part, str) and part[:1].isupper()))
+    key = ".".join(str(part) for part in _as_written(loc))
     if kind == "extra_forbidden":
         options = list(model.model_fields) if model else []
         return f"{key}: unknown key{_did_you_mean(str(loc[-1]), options)}"
@@ -292,6 +313,14 @@ def _explain(item: Any) -> str:
     message = item["msg"][0].lower() + item["msg"][1:]
     shown = repr(item["input"])
     return f"{key}: {message}, not {shown if len(shown) < 60 else type(item['input']).__name__}"
+
+
+def _as_written(loc: list[Any]) -> Iterator[Any]:
+    """A path without what pydantic adds to it: a union's tag stands behind a list's index or `engine`."""
+    for index, part in enumerate(loc):
+        tag = index > 0 and index + 1 < len(loc) and (isinstance(loc[index - 1], int) or loc[index - 1] == "engine")
+        if not tag and not (isinstance(part, str) and part[:1].isupper()):
+            yield part
 
 
 def _did_you_mean(word: str, options: list[str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sdft.engines import AnyEngine, Sampling, ScriptedSettings
 from sdft.models import ModelConfig, load_tokenizer, resolve
 from sdft.prompts import Prompt, PromptConfig, Renderer
-from sdft.records import Example
+from sdft.records import Example, Message
 
 UNBOUNDED = 1 << 30
 
@@ -28,6 +30,14 @@ class Prompter:
     def infer(self, example: Example, template: str | None, sampling: Sampling) -> Prompt | None:
         """The prompt for evaluation. Raises PromptError."""
         return self._fit(self.renderer.infer(example, template), sampling)
+
+    def shared(self, render: Callable[[Example], Prompt]) -> str:
+        """The text that every prompt of one kind begins with, whatever the example: template and system text."""
+        texts = []
+        for word in ("0", "Z"):
+            example = Example(id="", messages=(Message(role="user", content=word),), reference=word)
+            texts.append(render(example).text)
+        return os.path.commonprefix(texts)
 
     def _fit(self, prompt: Prompt, sampling: Sampling) -> Prompt | None:
         return prompt if self.context is None else self.renderer.fit(prompt, self.context - sampling.max_new_tokens)

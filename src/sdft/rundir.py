@@ -276,12 +276,13 @@ class RunDir:
         write_json(self.stage_file(stage), state)
 
     def forget(self, stage: str, files: Path) -> None:
-        """Drop a stage's marker, then its files (a file or a folder), so that it is made anew."""
+        """Drop a stage's marker, then its files (a file or a folder, half-written too), so that it is made anew."""
         self.stage_file(stage).unlink(missing_ok=True)
-        if files.is_dir():
-            shutil.rmtree(files)
-        else:
-            files.unlink(missing_ok=True)
+        for path in (files, files.with_name(f".{files.name}.part")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def changes(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -37,20 +37,29 @@ def show_scoreboard(result: RunResult, console: Console) -> None:
                 arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[metric.better]
                 rows.append([f"{label}\n{name}{arrow}", *cells])
     if rows:
-        console.table(f"{run.name}: value [95 % interval], difference to the seed below", ["", *models], rows)
+        console.table(f"{run.name}: value [95 % interval]; below it, the difference to the seed", ["", *models], rows)
 
 
 def _cell(score: Score | None, difference: Comparison | None, metric: Metric) -> str:
     if score is None:
         return "–"
-    lines = [f"{_number(score.value, metric)} [{_number(score.low, metric)}, {_number(score.high, metric)}]"]
+    lines = [_number(score.value, metric) + _interval(score.low, score.high, metric)]
     if difference is not None:
-        low, high = (_number(value, metric) for value in (difference.low, difference.high))
-        lines.append(f"{_number(difference.difference, metric, '+')} [{low}, {high}]")
+        lines.append(_number(difference.difference, metric, "+") + _interval(difference.low, difference.high, metric))
     return "\n".join(lines)
 
 
 def _number(value: float, metric: Metric, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}" if metric.percent else f"{value:{sign}.{_decimals(value)}f}"
+
+
+def _interval(low: float, high: float, metric: Metric) -> str:
     if metric.percent:
-        return f"{100 * value:{sign}.1f}"
-    return f"{value:{sign}.3f}" if abs(value) < 10 else f"{value:{sign}.1f}"
+        return f" [{100 * low:.0f}, {100 * high:.0f}]"
+    decimals = _decimals(max(abs(low), abs(high)))
+    return f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def _decimals(value: float) -> int:
+    """As many as leave about three digits."""
+    return 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1

@@ -33,7 +33,8 @@ class PackedLinear(nn.Module):
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build of torch has the packed product, and it agrees with the plain one here."""
-    if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
+    has_onednn: bool = torch._C._has_mkldnn
+    if not has_onednn or dtype not in (torch.float32, torch.bfloat16):
         return False
     linear = nn.Linear(64, 96, bias=False, dtype=dtype)
     x = torch.randn(MIN_ROWS, 64, dtype=dtype)

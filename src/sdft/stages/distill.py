@@ -53,6 +53,7 @@ class Distillation:
         refused: list[Example] = []
 
         def requests() -> Iterator[Request]:
+            shared = prompter.shared(prompter.renderer.distill)
             for example in self._wanting(candidate):
                 prompt = prompter.distill(example, sampling)
                 if prompt is None:
@@ -60,7 +61,7 @@ class Distillation:
                     continue
                 flying[example.id] = example
                 own_seed = seed_for(seed, "distill", example.id, candidate)
-                yield Request(example.id, prompt.text, own_seed, prompt.stop, prompt.messages)
+                yield Request(example.id, prompt.text, own_seed, prompt.stop, shared, prompt.messages)
 
         def too_long() -> Iterator[Rewrite]:
             while refused:

@@ -45,6 +45,7 @@ def evaluate(
     refused: list[Example] = []
 
     def requests() -> Iterator[Request]:
+        shared = prompter.shared(lambda example: prompter.renderer.infer(example, template))
         for example in benchmark.examples() if examples is None else examples:
             prompt = prompter.infer(example, template, sampling)
             if prompt is None:
@@ -53,7 +54,7 @@ def evaluate(
             flying[example.id] = example
             yield Request(
                 example.id, prompt.text, seed_for(seed, "eval", label_of(benchmark), example.id), prompt.stop,
-                prompt.messages,
+                shared, prompt.messages,
             )  # fmt: skip
 
     for completion in engine.generate(requests(), sampling):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from typing import Any
+
+from pydantic_core import to_json
 
 from sdft.candidates import RewriteIndex, judge
 from sdft.checks import Check
@@ -155,7 +156,7 @@ def run_select(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
 
 
 def _json_line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return to_json(value).decode() + "\n"
 
 
 def _centre(words: Counter[int]) -> dict[str, float]:

@@ -1,0 +1,206 @@
+"""The stages in order: skipped, resumed, redone, refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sdft
+from helpers_pipeline import contents, scripted_recipe
+from sdft.pipeline import plan
+from sdft.rundir import read_json
+from sdft.stages import evaluate as evaluate_stage
+
+ALL = ("data", "distill", "select", "eval/seed", "compare", "report")
+
+
+def rewrites(folder: Path) -> list[str]:
+    return sorted((folder / "distill/rewrites.jsonl").read_text(encoding="utf-8").splitlines())
+
+
+def test_a_second_call_does_nothing(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    first = sdft.run(tree)
+    assert first.done == ALL
+    assert first.report.is_file()
+    before = {path: path.stat().st_mtime_ns for path in first.path.rglob("*") if path.name != ".lock"}
+    assert sdft.run(tree).done == ()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_finished_run_is_told_so_in_under_a_second_without_torch(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    sdft.run(tree)
+    code = (
+        f"import sys, time; started = time.process_time(); import sdft; result = sdft.run({tree!r}); "
+        "print(result.done, time.process_time() - started < 1.0, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "() True False\n"
+
+
+def test_a_run_folder_stands_for_its_recipe_wherever_it_was_moved(tmp_path: Path) -> None:
+    folder = sdft.run(scripted_recipe(tmp_path)).path
+    moved = folder.rename(tmp_path / "moved")
+    assert sdft.run(moved).done == ()
+    assert sdft.run(moved).path == moved
+
+
+def test_a_changed_setting_is_refused_by_name_before_anything_is_touched(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    folder = sdft.run(tree).path
+    before = contents(folder)
+    with pytest.raises(sdft.RunError, match=r"distill\.temperature: 0\.95 → 0\.5.*name=NAME.*--redo distill"):
+        sdft.run(tree, ["distill.temperature=0.5"])
+    assert contents(folder) == before
+    assert sdft.run(tree, ["distill.temperature=0.5", "name=other"]).done == ALL
+
+
+def test_settings_that_only_change_the_speed_are_not_refused(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    sdft.run(tree)
+    assert sdft.run(tree, ["distill.engine.latency=0.5"]).done == ()
+
+
+def test_redo_makes_a_stage_and_all_that_follows_anew_and_nothing_else(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    folder = sdft.run(tree).path
+    before = contents(folder)
+    assert sdft.run(tree, redo="distill").done == ("distill", "select", "report")
+    assert contents(folder) == before
+    assert sdft.run(tree, redo="eval").done == ("eval/seed", "compare", "report")
+    changed = sdft.run(tree, ["distill.temperature=0.5"], redo="distill")
+    assert "distill" in changed.done
+    with pytest.raises(sdft.RunError, match="--redo destill: there is no such stage; there are: data, distill"):
+        sdft.run(tree, redo="destill")
+
+
+def test_other_checks_are_selected_anew_and_missing_candidates_added(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    tree["select"]["checks"] = ["leak"]
+    folder = sdft.run(tree).path
+    few = rewrites(folder)
+    assert len(few) == 12
+    tree["select"]["checks"] = ["leak", "number"]
+    assert sdft.run(tree).done == ("distill", "select", "compare", "report")
+    many = rewrites(folder)
+    assert len(many) == 24
+    assert set(few) < set(many)
+    fresh = sdft.run({**tree, "name": "fresh"}).path
+    for name in ("select/choices.jsonl", "select/summary.json"):
+        assert contents(folder)[name] == contents(fresh)[name]
+
+
+def test_a_benchmark_can_be_added_without_measuring_the_others_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = scripted_recipe(tmp_path)
+    sdft.run(tree)
+    asked: list[str] = []
+    original = evaluate_stage.evaluate
+
+    def noting(benchmark: Any, *args: Any, **more: Any) -> Any:
+        asked.append(benchmark.label or benchmark.name)
+        return original(benchmark, *args, **more)
+
+    monkeypatch.setattr(evaluate_stage, "evaluate", noting)
+    tree["evaluate"]["benchmarks"].append({"name": "drift", "label": "again", "limit": 3})
+    assert sdft.run(tree).done == ("eval/seed", "compare", "report")
+    assert asked == ["again"]
+    tree["evaluate"]["benchmarks"][0]["limit"] = 4
+    with pytest.raises(sdft.RunError, match=r"evaluate\.benchmarks\.drift\.limit: 5 → 4"):
+        sdft.run(tree)
+
+
+def test_stages_alone_want_what_they_read_from(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path, methods=["sdft"])
+    with pytest.raises(sdft.RunError, match="stage 'distill', which 'select' reads from, is not finished"):
+        sdft.run(tree, only="select")
+    assert sdft.run(tree, only="distill").done == ("data", "distill")
+    with pytest.raises(sdft.RunError, match="stage 'select', which 'train/sdft' reads from"):
+        sdft.run(tree, only="train")
+    assert sdft.run(tree, only="select").done == ("select",)
+    with pytest.raises(sdft.RunError, match="train/sdft"):
+        sdft.run(tree, only="eval")
+    with pytest.raises(sdft.RunError, match=r"stage 'select' was made with other settings \(select\.checks"):
+        sdft.run(tree, ["select.checks=[leak]"], only="train")
+    assert sdft.run(tree, only="report").done == ("report",)
+
+
+def test_vanilla_training_does_not_depend_on_rewrites(tmp_path: Path) -> None:
+    def inputs(*overrides: str) -> dict[str, Any]:
+        recipe = sdft.load_recipe(scripted_recipe(tmp_path, methods=["sft", "sdft"]), overrides)
+        return {stage.name: stage.inputs for stage in plan(recipe)}
+
+    base = inputs()
+    for override in ("distill.temperature=0.5", "select.checks=[leak]", "prompt.distill=alpaca_distill_refer"):
+        changed = inputs(override)
+        assert changed["train/sft"] == base["train/sft"]
+        assert changed["eval/sft"] == base["eval/sft"]
+        assert changed["eval/seed"] == base["eval/seed"]
+        assert changed["train/sdft"] != base["train/sdft"]
+        assert changed["eval/sdft"] != base["eval/sdft"]
+    for override in ("data.limit=5", "train.epochs=1", "seed=1", "prompt.train=gsm8k", "model.dtype=float32"):
+        assert inputs(override)["train/sft"] != base["train/sft"]
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    slow = {**tree, "distill": {**tree["distill"], "engine": {"name": "scripted", "latency": 5.0}}}
+    with subprocess.Popen([sys.executable, "-c", f"import sdft; sdft.run({slow!r})"]) as process:
+        lock = tmp_path / "runs/run/.lock"
+        deadline = time.monotonic() + 30
+        while not (lock.exists() and lock.read_text() == str(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        try:
+            with pytest.raises(sdft.RunError, match=f"another process .pid {process.pid}. works on this run"):
+                sdft.run(tree)
+        finally:
+            process.kill()
+    assert sdft.run(tree).done[-1] == "report"
+
+
+def test_what_is_missing_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDFT_DATA_DIR", "")
+    monkeypatch.setenv("SDFT_CACHE", str(tmp_path / "cache"))
+    tree = scripted_recipe(tmp_path)
+    tree["evaluate"]["benchmarks"] = ["gsm8k", "openfunction"]
+    with pytest.raises(sdft.RecipeError, match="gsm8k_test") as raised:
+        sdft.run(tree)
+    assert len(raised.value.problems) == 2
+    assert not (tmp_path / "runs/run/data").exists()
+
+
+def test_the_manifest_tells_what_a_run_was_made_with(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    tree["distill"]["engine"]["fail_every"] = 6
+    folder = sdft.run(tree).path
+    manifest = read_json(folder / "manifest.json")
+    assert manifest["sdft"] == sdft.__version__
+    assert manifest["recipe"] == sdft.load_recipe(folder / "recipe.yaml").model_dump(mode="json")
+    assert set(manifest["durations"]) == set(ALL)
+    assert manifest["versions"]["torch"]
+    assert manifest["hardware"]["cores"] >= 1
+    from sdft.rundir import file_sha256
+
+    assert manifest["hashes"]["select/choices.jsonl"] == file_sha256(folder / "select/choices.jsonl")
+    assert "distill: 4 replies failed: scripted fault" in manifest["notes"]
+    created = manifest["created"]
+    sdft.run(tree, redo="report")
+    assert read_json(folder / "manifest.json")["created"] == created
+
+
+def test_bad_rows_that_are_left_out_are_noted(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    with Path(tree["data"]["dataset"]).open("a", encoding="utf-8") as file:
+        file.write('{"instruction": "", "output": "4"}\n')
+    with pytest.raises(sdft.DataError, match=r"data\.jsonl:13"):
+        sdft.run(tree)
+    folder = sdft.run(tree, ["data.on_bad_rows=skip"], redo="data").path
+    [note] = read_json(folder / "manifest.json")["notes"]
+    assert note.startswith("data: 1 bad rows left out, such as ")
