@@ -30,9 +30,9 @@ def recipe() -> Recipe:
     )
 
 
-def write_run(run: RunDir, rows: int) -> None:
+def write_run(folder: str, rows: int) -> None:
     """A run folder after distilling: about 75 words a row, half of the rewrites right, in no order."""
-    draw = random.Random(0)
+    run, draw = RunDir(folder), random.Random(0)
     for name in ("data", "distill"):
         (run / name).mkdir()
     with (run / "data/train.jsonl").open("w") as file:
@@ -66,11 +66,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--json", type=Path, help="write the rows of the table here too")
     arguments = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")  # a forked process would inherit this one's peak memory
+    spawn = multiprocessing.get_context("spawn")  # a process's peak starts at its parent's, so this one stays small
     results = []
     for rows in arguments.rows:
         with tempfile.TemporaryDirectory() as folder:
-            write_run(RunDir(folder), rows)
+            writing = spawn.Process(target=write_run, args=(folder, rows))
+            writing.start()
+            writing.join()
             here, there = spawn.Pipe()
             process = spawn.Process(target=measure, args=(folder, there))
             process.start()

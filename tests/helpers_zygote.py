@@ -43,9 +43,11 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             os._exit(work(asked["recipe"], asked["log"]))
-        print(json.dumps({"pid": pid}), flush=True)
+        sys.stdout.write(json.dumps({"pid": pid}) + "\n")
+        sys.stdout.flush()
         _, status = os.waitpid(pid, 0)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+        sys.stdout.write(json.dumps({"status": os.waitstatus_to_exitcode(status)}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sdft
+from helpers_models import save_tiny_model
 from helpers_pipeline import example, rewrite, scripted_recipe
 
 EXAMPLES = [example(number) for number in range(10)]
@@ -65,6 +66,19 @@ def test_evaluate_gives_predictions_in_order() -> None:
     found = sdft.evaluate({"name": "drift", "limit": 4}, "none", prompt=VERBATIM, engine="scripted")
     assert len(found) == 4
     assert all(prediction.values["reply_words"] > 0 for prediction in found)
+
+
+def test_train_on_originals_or_on_choices(tmp_path: Path) -> None:
+    model = sdft.ModelConfig(name=str(save_tiny_model(tmp_path / "model")), device="cpu", dtype="float32")
+    config = sdft.TrainConfig(epochs=1, per_device_train_batch_size=2, gradient_accumulation_steps=1)
+    choices = sdft.select(EXAMPLES[:4], [rewrite(1, "It is 5.")], checks=["number"])
+    plain = sdft.train(EXAMPLES[:4], model, tmp_path / "plain", config=config)
+    distilled = sdft.train(EXAMPLES[:4], model, tmp_path / "distilled", choices=choices, config=config)
+    assert (plain.method, distilled.method, plain.rows) == ("sft", "sdft", 4)
+    assert (plain.path / "adapter_config.json").is_file()
+    assert distilled.supervised_tokens > plain.supervised_tokens
+    with pytest.raises(sdft.DataError, match="example e4: there is no choice for it"):
+        sdft.train(EXAMPLES[:5], model, tmp_path / "none", choices=choices, config=config)
 
 
 def test_a_report_can_be_built_again(tmp_path: Path) -> None:

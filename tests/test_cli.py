@@ -178,26 +178,30 @@ def test_check_holds_the_datasets_own_replies_to_the_checks(sdft: Run, recipe: P
 
 
 def test_check_and_help_start_fast_without_torch(recipe: Path) -> None:
-    code = (
-        "import resource, sys; sys.argv[0] = 'sdft'\n"
-        "from sdft.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code, done.code\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'rich', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "print(round(used.ru_utime + used.ru_stime, 2), heavy or None, file=sys.stderr)"
+    used = (
+        "import resource, sys\n"
+        "def used():\n"
+        "    spent = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "    heavy = {'torch', 'transformers', 'datasets', 'rich', 'jinja2', 'scipy', 'numpy'} & set(sys.modules)\n"
+        "    print(spent.ru_utime + spent.ru_stime, heavy or None, file=sys.stderr)\n"
     )
+    command = used + "from sdft.cli import main\ntry:\n    main()\nfinally:\n    used()"
+    needed = used + "import pydantic.main, typer, yaml\nused()"
 
-    def seconds(*arguments: str) -> float:
-        said = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-        ).stderr.splitlines()[-1]
-        used, heavy = said.split(maxsplit=1)
-        assert heavy == "None"
-        return float(used)
+    def seconds(code: str, *arguments: str) -> float:
+        """Processor time, the best of three: other users of the machine count little."""
+        spent = []
+        for _ in range(3):
+            said = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+            time_used, heavy = said.stderr.splitlines()[-1].split(maxsplit=1)
+            assert heavy == "None"
+            spent.append(float(time_used))
+        return min(spent)
 
-    # processor time, the best of three: other tests and other users of the machine do not count
-    assert min(seconds("check", str(recipe)) for _ in range(3)) < 0.75
-    assert min(seconds("--help") for _ in range(3)) < 0.5
+    # `make bench` measures seconds; here, on any machine: not much more than the packages that are needed anyway
+    base = seconds(needed)
+    assert seconds(command, "--help") < 2 * base
+    assert seconds(command, "check", str(recipe)) < 3.5 * base
 
 
 def test_render_meets_the_golden_prompts(sdft: Run) -> None:

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers_data import chatml_tokenizer
 from helpers_pipeline import example, rewrite, scripted, verbatim_prompter
 from sdft.checks import Leak, Number
 from sdft.engines import Request, Sampling
-from sdft.errors import EngineError
-from sdft.prompts import Prompt
-from sdft.records import Completion, Example, Rewrite
+from sdft.errors import EngineError, PromptError
+from sdft.prompts import Prompt, PromptConfig, Renderer
+from sdft.records import Completion, Example, Message, Rewrite
 from sdft.rendering import Prompter
 from sdft.rundir import JsonlWriter, read_jsonl, write_jsonl
 from sdft.stages.distill import distill
@@ -145,3 +146,23 @@ def test_examples_may_be_a_generator() -> None:
         distill((item for item in EXAMPLES), scripted(), verbatim_prompter(), SAMPLING, candidates=2, checks=CHECKS)
     )
     assert len(rewrites) == 16
+
+
+def test_prompts_are_held_to_the_models_context() -> None:
+    tokenizer = chatml_tokenizer()
+    long = example(1).model_copy(update={"messages": (Message(role="user", content="word " * 60 + "1 plus 4 is"),)})
+    sampling = Sampling(max_new_tokens=20)
+
+    def prompt(on_long: str, item: Example = long, context: int = 120) -> Prompt | None:
+        config = PromptConfig.model_validate({"on_long": on_long})
+        return Prompter(Renderer(config, tokenizer), context).distill(item, sampling)
+
+    fits = prompt("error", context=1000)
+    assert fits is not None
+    assert prompt("skip") is None
+    with pytest.raises(PromptError, match=r"example e1: its prompt has .* the limit is 100"):
+        prompt("error")
+    cut = prompt("truncate_left")
+    assert cut is not None
+    assert len(tokenizer(cut.text)["input_ids"]) <= 100 < len(tokenizer(fits.text)["input_ids"])
+    assert "1 plus 4 is" in cut.text

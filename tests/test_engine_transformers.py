@@ -126,6 +126,16 @@ def test_stop_strings_end_the_reply_and_are_not_part_of_it(llama: Path) -> None:
     assert done.text == plain[: plain.find(stop)]
 
 
+def test_a_suspended_engine_leaves_torch_as_it_was(llama: Path) -> None:
+    engine = TransformersSettings(max_batch_size=4).open(ModelConfig(name=str(llama)))
+    replies, scores = engine.generate(requests(9), GREEDY), engine.distributions([Continuation("a", "the", " cat")] * 2)
+    assert next(replies).text is not None
+    assert not next(scores).requires_grad
+    weight = torch.ones(2, requires_grad=True)
+    (weight * 2).sum().backward()
+    assert weight.grad is not None
+
+
 def test_a_prompt_without_room_is_an_error_row(llama: Path) -> None:
     asked = [Request(id="long", prompt="cat " * 600), Request(id="empty", prompt=""), Request(id="ok", prompt="dog")]
     done = texts(llama, asked, GREEDY, 4)

@@ -69,9 +69,9 @@ def zygote(tmp_path: Path) -> Iterator[Zygote]:
 
 
 def tiny_recipe(folder: Path) -> dict[str, Any]:
-    """All stages on a random model: twelve rows, twelve training steps."""
-    save_tiny_model(folder / "model")
-    return scripted_recipe(folder, rows=12) | {
+    """All stages on a random model: ten rows, ten training steps."""
+    save_tiny_model(folder / "model", hidden_size=16, intermediate_size=32, num_hidden_layers=1)
+    return scripted_recipe(folder, rows=10) | {
         "model": {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"},
         "prompt": {"style": "chat"},
         "distill": {"candidates": 3, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 20},
@@ -86,7 +86,7 @@ def tiny_recipe(folder: Path) -> dict[str, Any]:
         },
         "methods": ["sft", "sdft"],
         "evaluate": {
-            "benchmarks": [{"name": "drift", "limit": 6, "sampling": {"temperature": 0.0, "max_new_tokens": 12}}]
+            "benchmarks": [{"name": "drift", "limit": 4, "sampling": {"temperature": 0.0, "max_new_tokens": 12}}]
         },
     }
 
@@ -101,6 +101,8 @@ def test_killed_more_than_twenty_times_in_every_stage_a_run_ends_with_the_same_f
     assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
     seconds = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["durations"]
     undisturbed = contents(folder)
+    drift = {score["metric"]: score["value"] for score in undisturbed["eval/sdft/drift/scores.json"]["scores"]}
+    assert drift["kl"] > 0
     shutil.rmtree(folder)
 
     draw = random.Random(0)

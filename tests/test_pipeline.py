@@ -76,6 +76,12 @@ def test_redo_makes_a_stage_and_all_that_follows_anew_and_nothing_else(tmp_path:
     assert sdft.run(tree, redo="eval").done == ("eval/seed", "compare", "report")
     changed = sdft.run(tree, ["distill.temperature=0.5"], redo="distill")
     assert "distill" in changed.done
+    before = contents(folder)
+    with pytest.raises(sdft.RunError, match=r"stage 'eval/seed' was made with other settings"):
+        sdft.run(tree, ["distill.temperature=0.9", "model.dtype=float32"], redo="distill")
+    with pytest.raises(sdft.RunError, match="`sdft eval` does not do that stage"):
+        sdft.run(tree, ["distill.temperature=0.5"], redo="distill", only="eval")
+    assert contents(folder) == before, "nothing is deleted where the call is refused"
     with pytest.raises(sdft.RunError, match="--redo destill: there is no such stage; there are: data, distill"):
         sdft.run(tree, redo="destill")
 

@@ -53,6 +53,13 @@ def test_every_shipped_recipe_parses_and_says_what_it_is(path: Path) -> None:
         ),
         ({"distill": {"candidates": 2, "temperature": 0.0}}, ["candidates: greedy decoding gives the same reply"]),
         ({"prompt": {"style": "chat", "train": "plian"}}, ["prompt.train: "]),
+        (
+            {
+                "prompt": {"style": "verbatim", "train": "alpaca", "distill": "alpaca_distill_using"},
+                "evaluate": {"benchmarks": [{"name": "drift", "template": "alpacka"}]},
+            },
+            ["evaluate.benchmarks.0.template: no template 'alpacka'; did you mean 'alpaca'?"],
+        ),
         ({"name": "../elsewhere"}, ["name: a run's name has no slash"]),
         (
             {"trian": {}, "train": {"epochs": "many"}, "prompt": {"train": "plian"}},
@@ -96,7 +103,7 @@ def test_a_mapping_that_was_passed_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"model: [", r"recipe\.yaml:1:\d+: not valid YAML"),
+        (b"name: x\nmodel: a: b\n", r"recipe\.yaml:2:\d+: not valid YAML"),
         (b"model: a\nmodel: b\n", "key 'model' is given twice"),
         (b"- a\n", "a recipe is a mapping"),
         (b"\xff\xfe", "cannot be read"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,7 @@ def test_a_summary_adds_up(texts: list[str]) -> None:
     assert counted["length"]["chosen"]["mean_words"] == pytest.approx(sum(words) / len(words))
     assert counted["length"]["chosen"]["median_words"] == words[(len(words) - 1) // 2]
     edges = [*histogram["edges"], float("inf")]
-    assert histogram["chosen"] == [
-        sum(low <= count < high for count in words) for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    assert histogram["chosen"] == [sum(low <= count < high for count in words) for low, high in pairwise(edges)]
 
 
 def test_a_run_writes_every_row_with_its_verdict_and_the_set_as_plain_datasets(tmp_path: Path) -> None:

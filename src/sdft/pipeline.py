@@ -80,20 +80,21 @@ def run(
     console = console or Console()
     stages = plan(recipe)
     with RunDir(folder) as run_dir:
-        if redo is not None:
-            for stage in _with_followers(stages, redo):
-                run_dir.forget(stage.name, run_dir / stage.files)
+        anew = [] if redo is None else _with_followers(stages, redo)
         wanted = _wanted(run_dir, stages, only)
+        if anew and anew[0] not in wanted:
+            raise RunError(f"--redo {redo}: `sdft {only}` does not do that stage; use `sdft run`")
         for stage in wanted:
-            run_dir.check(stage.name, stage.inputs, stage.mild)
+            if stage not in anew:
+                run_dir.check(stage.name, stage.inputs, stage.mild)
+        for stage in anew:
+            run_dir.forget(stage.name, run_dir / stage.files)
         todo: list[Stage] = []
         for stage in wanted:
             stale = only == "report" or (stage.cheap and any(before.name in stage.after for before in todo))
             if stale or not run_dir.is_finished(stage.name, stage.inputs):
                 todo.append(stage)
-        problems = lacking(recipe) if only is None and len(todo) > 1 else []
-        if problems:  # said before hours of work, not after them
-            raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
+        _refuse_to_start_without(recipe, todo)
         if todo:
             with atomic_write(run_dir / "recipe.yaml") as file:
                 file.write(dump_recipe(recipe))
@@ -104,6 +105,15 @@ def run(
             _work(stage, recipe, run_dir, console)
             write_manifest(run_dir, recipe, [stage.name for stage in stages])
     return RunResult(recipe, folder, tuple(stage.name for stage in todo))
+
+
+def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
+    """Say what is missing before hours of work, not after them."""
+    kinds = {stage.name.split("/")[0] for stage in todo}
+    problems = _lacking_data(recipe) if "data" in kinds else []
+    problems += _lacking_benchmarks(recipe) if "eval" in kinds else []
+    if problems:
+        raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
 
 def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console) -> None:
@@ -138,13 +148,18 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
 
 def lacking(recipe: Recipe) -> list[str]:
     """Data and packages that the recipe needs and that are not here, each with how to get it."""
+    return [*_lacking_data(recipe), *_lacking_benchmarks(recipe)]
+
+
+def _lacking_data(recipe: Recipe) -> list[str]:
     from sdft.data import missing
 
-    here = missing(recipe.data)
-    found = [f"data: {here}"] if here else []
-    for benchmark in recipe.evaluate.benchmarks:
-        found += [f"benchmark '{benchmark.label or benchmark.name}': {what}" for what in benchmark.missing()]
-    return found
+    found = missing(recipe.data)
+    return [f"data: {found}"] if found else []
+
+
+def _lacking_benchmarks(recipe: Recipe) -> list[str]:
+    return [f"benchmark '{b.label or b.name}': {what}" for b in recipe.evaluate.benchmarks for what in b.missing()]
 
 
 # Which stages

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Style = Literal["chat", "verbatim"]
+SHOWN = re.compile(r"\{\{ (\w+)")
 
 
 class PromptConfig(Settings):
@@ -112,7 +114,7 @@ def templates() -> dict[str, Template]:
 @functools.cache
 def _named() -> dict[str, Template]:
     text = resources.files("sdft").joinpath("templates.yaml").read_text(encoding="utf-8")
-    data = yaml.safe_load(text)
+    data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     styles: tuple[Style, ...] = ("chat", "verbatim")
     return {name: Template(style=style, **fields) for style in styles for name, fields in data[style].items()}
 
@@ -141,7 +143,8 @@ def _check(
     """What is wrong with one template that is to show the instruction and `shown`."""
     try:
         template = resolve(text, config.style)
-        used = _variables(template.turn)
+        # Our own templates are plain enough to be read without jinja, whose import would slow every start.
+        used = _variables(template.turn) if _is_jinja(text) else frozenset(SHOWN.findall(template.turn))
     except PromptError as error:
         return [f"{where}: {error}"]
     known = {"instruction", "system"} | shown | ({"bos", "eos", "history"} if template.style == "verbatim" else set())
@@ -152,7 +155,7 @@ def _check(
         else:
             found.append(f"{where}: unknown variable '{name}'{did_you_mean(name, known)}")
     try:  # what only comes up when it runs, such as an attribute that is not there
-        if not found:
+        if not found and _is_jinja(text):
             _jinja(template.turn, {name: [] if name == "history" else name for name in known})
     except PromptError as error:
         found.append(f"{where}: {error}")

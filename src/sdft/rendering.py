@@ -37,7 +37,7 @@ class Prompter:
         for word in ("0", "Z"):
             example = Example(id="", messages=(Message(role="user", content=word),), reference=word)
             texts.append(render(example).text)
-        return os.path.commonprefix(texts)
+        return os.path.commonprefix(texts)  # noqa: RUF071 - of characters, as is wanted
 
     def _fit(self, prompt: Prompt, sampling: Sampling) -> Prompt | None:
         return prompt if self.context is None else self.renderer.fit(prompt, self.context - sampling.max_new_tokens)

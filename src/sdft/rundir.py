@@ -191,7 +191,12 @@ class RunDir:
         return self.path / part
 
     def __enter__(self) -> RunDir:
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise RunError(
+                f"{self.path}: the run folder cannot be made ({error.strerror}); set output_dir=FOLDER"
+            ) from None
         lock = (self.path / ".lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

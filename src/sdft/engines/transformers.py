@@ -63,7 +63,11 @@ class _Row:
 
 
 class TransformersEngine:
-    """See TransformersSettings."""
+    """See TransformersSettings.
+
+    The weights carry no gradient, so nothing is recorded; `inference_mode` around a generator's `yield` would
+    leak into the caller.
+    """
 
     def __init__(self, settings: TransformersSettings, config: ModelConfig) -> None:
 
@@ -96,13 +100,8 @@ class TransformersEngine:
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Yield one completion for each request as it finishes. `requests` is read as slots become free."""
-        import torch
-
-        with torch.inference_mode():
-            if self.uses_slots:
-                yield from self._generate_slots(iter(requests), sampling)
-            else:
-                yield from self._generate_padded(iter(requests), sampling)
+        generate = self._generate_slots if self.uses_slots else self._generate_padded
+        return generate(iter(requests), sampling)
 
     # Continuous batching
 
@@ -363,11 +362,10 @@ class TransformersEngine:
                 raise EngineError(
                     f"logprobs of '{item.id}': {len(prompt)} + {len(reply)} tokens exceed the model's {self.context}"
                 )
-            with torch.inference_mode():
-                ids = torch.tensor([prompt + reply], device=self.device)
-                hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-                logits = self._logits(hidden[0, len(prompt) - 1 : -1])
-                yield item, ids[0, len(prompt) :], logits.float().log_softmax(-1)
+            ids = torch.tensor([prompt + reply], device=self.device)
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = self._logits(hidden[0, len(prompt) - 1 : -1])
+            yield item, ids[0, len(prompt) :], logits.float().log_softmax(-1)
 
 
 def has_plain_attention(model: Any) -> bool:

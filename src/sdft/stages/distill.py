@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 
 from sdft.candidates import PROMPT_TOO_LONG, RewriteIndex, judge
 from sdft.checks import Check
@@ -132,7 +133,7 @@ def run_distill(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     """Append to `distill/rewrites.jsonl` what is not there yet. Returns notes for the manifest."""
     examples = Jsonl(run / "data/train.jsonl", Example)
     path = run / "distill/rewrites.jsonl"
-    with JsonlWriter(path) as writer:
+    with JsonlWriter(path) as writer, ExitStack() as stack:
         work = Distillation(
             examples,
             recipe.distill.candidates,
@@ -140,20 +141,19 @@ def run_distill(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
             recipe.select.keep_truncated,
             done=read_jsonl(path, Rewrite),
         )
-        prompter = open_prompter(recipe.prompt, recipe.distill.engine, recipe.model)
-        engine = recipe.distill.engine.open(recipe.model)
-        try:
-            for candidate in range(recipe.distill.candidates):
-                left, done = work.count(candidate)
-                if not left:
-                    continue
-                label = "distill" if candidate == 0 else f"distill, candidate {candidate + 1}"
-                with console.task(label, total=left + done, done=done) as task:
-                    for rewrite in work.round(candidate, engine, prompter, recipe.distill.sampling, recipe.seed):
-                        writer.write(rewrite)
-                        task.advance(extra=rewrite.tokens)
-        finally:
-            engine.close()
+        engine: Engine | None = None
+        for candidate in range(recipe.distill.candidates):
+            left, done = work.count(candidate)
+            if not left:
+                continue
+            if engine is None:
+                prompter = open_prompter(recipe.prompt, recipe.distill.engine, recipe.model)
+                engine = stack.enter_context(closing(recipe.distill.engine.open(recipe.model)))
+            label = "distill" if candidate == 0 else f"distill, candidate {candidate + 1}"
+            with console.task(label, total=left + done, done=done) as task:
+                for rewrite in work.round(candidate, engine, prompter, recipe.distill.sampling, recipe.seed):
+                    writer.write(rewrite)
+                    task.advance(extra=rewrite.tokens)
     finishes = Counter(rewrite.error or rewrite.finish for rewrite in read_jsonl(path, Rewrite))
     return [
         f"distill: {count} replies {'were cut at the token limit' if why == 'length' else 'failed: ' + why}"
