@@ -40,7 +40,7 @@ class TransformersSettings(Settings):
     max_batch_size: int = Field(default=32, ge=1)
     """Rows decoded at once."""
     prefill_tokens: int | None = Field(default=None, ge=1)
-    """Prompt tokens taken in at once. None: one prompt at a time on a CPU, 8192 tokens on a GPU."""
+    """Prompt tokens taken in at once. None: 256 on a CPU, 8192 on a GPU."""
 
     def open(self, model: ModelConfig) -> TransformersEngine:
         """Load the model. Raises ModelError."""
@@ -189,7 +189,7 @@ class TransformersEngine:
 
         from sdft.engines._sampling import next_tokens
 
-        budget = self.settings.prefill_tokens or (1 if self.device.type == "cpu" else 8192)
+        budget = self.settings.prefill_tokens or (256 if self.device.type == "cpu" else 8192)
         group: list[_Row] = []
         start = 0
         while waiting and len(active) + len(group) < self.settings.max_batch_size:
