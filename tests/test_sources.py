@@ -27,6 +27,12 @@ NAMES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads from a server of the test's own are wanted here."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
 def test_the_registry_has_the_references_names_and_pinned_sources() -> None:
     assert set(registered()) == NAMES
     for name, entry in registered().items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,8 +149,9 @@ def convert_gguf(path: Path) -> Path:
         part = target.with_name(f".{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            with redirect_stderr(io.StringIO()):  # a bar that transformers draws whatever it is told
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+                model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         except ImportError as error:
             raise ModelError(f"{path}: reading GGUF needs the package gguf: pip install gguf ({error})") from None
         except (ValueError, KeyError, OSError) as error:
@@ -201,6 +203,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from None
+    for key in ("is_local", "local_files_only"):  # of this machine and call; they would be saved with it
+        tokenizer.init_kwargs.pop(key, None)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

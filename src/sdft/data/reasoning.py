@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import warnings
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -88,7 +89,9 @@ def _draw(options: ReasoningGymOptions, seed: int, size: int) -> Iterator[tuple[
 def _task(options: ReasoningGymOptions, seed: int, size: int) -> Any:
     where = f"reasoning_gym: task '{options.task}'"
     try:
-        from reasoning_gym.factory import DATASETS, create_dataset
+        with warnings.catch_warnings():  # of a package that it imports
+            warnings.simplefilter("ignore", SyntaxWarning)
+            from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as error:
         raise DataError(f"{MISSING} ({error})") from None
     if options.task not in DATASETS:

@@ -197,7 +197,9 @@ def _write(
     folder.mkdir(parents=True)
     if isinstance(trainer.model, PeftModel):
         # The base model is named as the recipe names it, and PEFT is kept from looking that name up on the hub.
-        trainer.model.peft_config["default"].base_model_name_or_path = model.name
+        adapter: Any = trainer.model.peft_config["default"]
+        adapter.base_model_name_or_path = model.name
+        adapter.target_modules = sorted(adapter.target_modules)  # PEFT holds a set, whose order changes by process
         trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         trainer.model.save_pretrained(folder)
