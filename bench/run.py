@@ -70,7 +70,7 @@ def main() -> None:
         f"{made['floor_seconds']:.0f} s of products at {made['gflops']:.0f} GFLOP/s; memory {made['gbytes']:.0f} GB/s",
     )
 
-    trained = script("train.py")
+    trained = script("train.py", "--rows", "8")
     for item in trained["rows"]:
         row(
             f"train: {item['name']}",

@@ -195,6 +195,46 @@ def test_folder_without_config_and_pickled_weights_are_refused(tmp_path: Path, l
         resolve(ModelConfig(name="./nowhere"))
 
 
+@pytest.mark.parametrize("kind", ["granite", "gemma2"])
+def test_logits_that_are_scaled_or_capped_are_the_models_own(kind: str, llama: Path, tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    model: Any = (
+        GraniteForCausalLM(GraniteConfig(logits_scaling=8.0, **shape, **heads))
+        if kind == "granite"
+        else Gemma2ForCausalLM(Gemma2Config(head_dim=12, final_logit_softcapping=0.5, **shape, **heads))
+    )
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = TransformersSettings().open(ModelConfig(name=str(tmp_path), dtype="float32"))
+    ids = engine.tokenizer("the cat is", add_special_tokens=False)["input_ids"]
+    reply = engine.tokenizer(" in a tree", add_special_tokens=False)["input_ids"]
+    expected = model.eval()(torch.tensor([ids + reply])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+    assert torch.allclose(
+        next(engine.distributions([Continuation("a", "the cat is", " in a tree")])), expected, atol=1e-4
+    )
+    done = next(engine.generate([Request("a", "the cat is")], GREEDY))
+    whole = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=24)[0, len(ids) :]
+    assert done.text == tokenizer.decode(whole, skip_special_tokens=True)
+
+
+def test_an_adapter_of_fewer_layers_or_in_a_pickle_is_refused(llama: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    small = AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path / "small", num_hidden_layers=1))
+    adapter = tmp_path / "adapter"
+    get_peft_model(small, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(adapter)
+    with pytest.raises(ModelError, match="does not fit"):
+        TransformersSettings().open(ModelConfig(name=str(llama), adapter=str(adapter)))
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        TransformersSettings().open(ModelConfig(name=str(llama), adapter=str(adapter)))
+
+
 def test_an_adapter_for_another_model_is_refused(llama: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdft.errors import ModelError
 from sdft.records import Settings
+from sdft.rundir import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +126,19 @@ def resolve(config: ModelConfig) -> Path:
     return convert_gguf(packaged)
 
 
+def lacking(config: ModelConfig) -> str | None:
+    """What is wrong with a local model path, found without torch; None for hub names, which are not looked up."""
+    path = Path(config.name).expanduser()
+    if path.is_dir():
+        try:
+            _checked_folder(path)
+        except ModelError as error:
+            return str(error)
+    elif (config.name.startswith((".", "/", "~")) or config.name.count("/") != 1) and not path.is_file():
+        return f"'{config.name}': no such folder or .gguf file, and no hub name either"
+    return None
+
+
 def packaged_gguf(name: str) -> Path | None:
     """The GGUF file of a model that an installed Python package carries, or None."""
     package, file = PACKAGED.get(name, (None, None))
@@ -137,8 +151,7 @@ def packaged_gguf(name: str) -> Path | None:
 
 def convert_gguf(path: Path) -> Path:
     """Write a GGUF model once as a safetensors folder (bfloat16, dequantised) into the cache; returns the folder."""
-    stat = path.stat()
-    target = cache_folder() / "models" / f"{path.stem}-{stat.st_size:x}"
+    target = cache_folder() / "models" / f"{path.stem}-{file_sha256(path)[:12]}"
     with _locked(target.with_name(f".{target.name}.lock")):
         if target.is_dir():
             return target
@@ -239,16 +252,36 @@ def load_model(config: ModelConfig, dtype: DTypeName | None = None) -> PreTraine
 
 def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     """Put a PEFT adapter on a float32 model and merge it. Raises ModelError where it was made for another model."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
 
-    config_file = Path(adapter) / "adapter_config.json"
-    if Path(adapter).exists() and not config_file.is_file():
-        raise ModelError(f"{adapter}: not a PEFT adapter folder, it has no adapter_config.json")
+    folder = _adapter_folder(adapter)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    misfit = f"{adapter}: the adapter does not fit {model.config.name_or_path}"
+    if config.get("base_model_name_or_path"):
+        misfit += f" (it was made for {config['base_model_name_or_path']})"
     try:
-        merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        tuned = PeftModel.from_pretrained(model, str(folder))
+        wanted, there = set(get_peft_model_state_dict(tuned)), set(load_peft_weights(str(folder), device="cpu"))
     except (ValueError, RuntimeError, KeyError, OSError) as error:
-        base = json.loads(config_file.read_text()).get("base_model_name_or_path") if config_file.is_file() else None
-        made = f" (it was made for {base})" if base else ""
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{adapter}: the adapter does not fit {model.config.name_or_path}{made}: {first}") from None
+        raise ModelError(f"{misfit}: {str(error).strip().splitlines()[0]}") from None
+    if wanted != there:  # PEFT itself only warns, and leaves those layers untuned
+        raise ModelError(f"{misfit}: {len(wanted ^ there)} weights are in one of them alone")
+    merged: PreTrainedModel = tuned.merge_and_unload()
     return merged
+
+
+def _adapter_folder(adapter: str) -> Path:
+    """A local folder with the adapter as safetensors. Raises ModelError."""
+    folder = Path(adapter)
+    if not folder.exists() and adapter.count("/") == 1 and not adapter.startswith((".", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(adapter, allow_patterns=HUB_FILES, etag_timeout=5))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"adapter '{adapter}': {str(error).splitlines()[0]}") from None
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise ModelError(f"{adapter}: not a PEFT adapter folder, it has no {file}")
+    return folder

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sdft.console import Console
-from sdft.errors import RecipeError, RunError
+from sdft.errors import RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
+from sdft.models import lacking as model_lacking
 from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
 from sdft.rundir import RunDir, atomic_write
 
@@ -111,7 +112,9 @@ def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     """Say what is missing before hours of work, not after them."""
     kinds = {stage.name.split("/")[0] for stage in todo}
     problems = _lacking_data(recipe) if "data" in kinds else []
-    problems += _lacking_benchmarks(recipe) if "eval" in kinds else []
+    problems += _lacking_model(recipe) if "train" in kinds else []
+    if "eval" in kinds:
+        problems += _lacking_benchmarks(recipe) or _unreadable_benchmarks(recipe)
     if problems:
         raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
@@ -148,7 +151,15 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
 
 def lacking(recipe: Recipe) -> list[str]:
     """Data and packages that the recipe needs and that are not here, each with how to get it."""
-    return [*_lacking_data(recipe), *_lacking_benchmarks(recipe)]
+    return [*_lacking_model(recipe), *_lacking_data(recipe), *_lacking_benchmarks(recipe)]
+
+
+def _lacking_model(recipe: Recipe) -> list[str]:
+    engines = (recipe.distill.engine.name, recipe.evaluate.engine.name)
+    if set(engines) == {"scripted"} and not recipe.methods:
+        return []  # nothing loads it
+    found = model_lacking(recipe.model)
+    return [f"model {found}"] if found else []
 
 
 def _lacking_data(recipe: Recipe) -> list[str]:
@@ -160,6 +171,16 @@ def _lacking_data(recipe: Recipe) -> list[str]:
 
 def _lacking_benchmarks(recipe: Recipe) -> list[str]:
     return [f"benchmark '{b.label or b.name}': {what}" for b in recipe.evaluate.benchmarks for what in b.missing()]
+
+
+def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
+    found = []
+    for benchmark in recipe.evaluate.benchmarks:
+        try:
+            benchmark.examples()
+        except SdftError as error:
+            found.append(f"benchmark '{benchmark.label or benchmark.name}': {error}")
+    return found
 
 
 # Which stages

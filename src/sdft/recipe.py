@@ -164,6 +164,15 @@ class Recipe(Settings):
             raise ValueError(f"method '{method}' is named twice")
         return value
 
+    @model_validator(mode="after")
+    def _adapter_or_lora(self) -> Recipe:
+        if self.model.adapter and self.train.lora and self.methods:
+            raise ValueError(
+                "model.adapter and train.lora: the new adapter would not work without the old one; merge the old one "
+                "into its model first, or train all weights with train.lora=null"
+            )
+        return self
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:

@@ -48,6 +48,8 @@ class ReasoningGym(DatasetBenchmark):
     def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
         """The verdict of `number`, and the task's own score beside it."""
         verdict, values = super().judge(example, reply)
+        if "entry" not in example.meta:  # a row from elsewhere, which the task's scorer knows nothing of
+            return verdict, values
         entry = {"question": example.instruction, "answer": example.reference, "metadata": example.meta["entry"]}
         return verdict, {**values, "own_score": float(_scorer(self.task)(reply.strip(), entry))}
 

@@ -83,11 +83,21 @@ class TransformersEngine:
         ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
         self.end_ids = frozenset(token for token in ids if token is not None)
         self._prefixes: dict[str, list[int]] = {}
-        self.uses_slots = has_plain_attention(self.model)
+        self.has_plain_head = self._head_is_plain()
+        self.uses_slots = self.has_plain_head and has_plain_attention(self.model)
         if self.uses_slots:
             self.model.set_attn_implementation(_slots.ATTENTION)
         if self.device.type == "cpu" and _packing.can_pack(self.dtype):
             _packing.pack_linears(self.model)
+
+    def _head_is_plain(self) -> bool:
+        """Whether logits are the output layer's and nothing more: some models scale or cap them."""
+        import torch
+
+        ids = torch.arange(1, 1 + MIN_SLOTS, device=self.device)[None]
+        out = self.model(input_ids=ids, use_cache=False, output_hidden_states=False).logits[0]
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        return bool(torch.allclose(out, self._logits(hidden), rtol=1e-3, atol=1e-3))
 
     def close(self) -> None:
         """Free the model."""
@@ -100,8 +110,17 @@ class TransformersEngine:
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Yield one completion for each request as it finishes. `requests` is read as slots become free."""
+        import torch
+
         generate = self._generate_slots if self.uses_slots else self._generate_padded
-        return generate(iter(requests), sampling)
+        try:
+            yield from generate(iter(requests), sampling)
+        except torch.OutOfMemoryError:
+            raise EngineError(
+                f"the device is out of memory at max_batch_size={self.settings.max_batch_size}; lower it "
+                "(distill.engine.max_batch_size, evaluate.engine.max_batch_size) and run the same command again: "
+                "finished rows are kept"
+            ) from None
 
     # Continuous batching
 
@@ -363,8 +382,11 @@ class TransformersEngine:
                     f"logprobs of '{item.id}': {len(prompt)} + {len(reply)} tokens exceed the model's {self.context}"
                 )
             ids = torch.tensor([prompt + reply], device=self.device)
-            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            logits = self._logits(hidden[0, len(prompt) - 1 : -1])
+            if self.has_plain_head:
+                hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+                logits = self._logits(hidden[0, len(prompt) - 1 : -1])
+            else:
+                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
             yield item, ids[0, len(prompt) :], logits.float().log_softmax(-1)
 
 
@@ -378,6 +400,7 @@ def has_plain_attention(model: Any) -> bool:
         and set(kinds) == {"full_attention"}
         and not (windowed and not getattr(config, "layer_types", None))
         and not getattr(config, "is_encoder_decoder", False)
+        and not getattr(config, "kv_lora_rank", None)  # keys and values of different widths
         and hasattr(config, "num_hidden_layers")
         and hasattr(config, "num_attention_heads")
         and "position_ids" in inspect.signature(model.base_model.forward).parameters

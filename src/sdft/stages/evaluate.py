@@ -157,7 +157,11 @@ def _divergences(
             return {}
         template = drift.template_for(prompter.renderer.config.style)
         prompts = [(example, prompter.infer(example, template, sampling)) for example in examples]
-        items = [Continuation(example.id, prompt.text, said[example.id]) for example, prompt in prompts if prompt]
+        items = [  # a seed that said nothing, or failed, gives nothing to measure along
+            Continuation(example.id, prompt.text, said[example.id])
+            for example, prompt in prompts
+            if prompt and said[example.id]
+        ]
         measured = divergence(seed.distributions(items), tuned.distributions(items))
         values: dict[str, dict[str, float]] = {}
         with console.task("drift from the seed", total=len(items)) as task:
