@@ -44,7 +44,7 @@ def start_up(*arguments: str) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="half the prompts, and no million rows")
     quick = parser.parse_args().quick
     lines = [f"{platform.processor() or platform.machine()}, Python {platform.python_version()}", ""]
     lines += ["| what | measured | wanted |", "|---|---|---|"]
@@ -55,7 +55,7 @@ def main() -> None:
     for command in (["--help"], ["check", "recipes/demo.yaml"]):
         row(f"start-up: `sdft {' '.join(command)}`", f"{start_up(*command):.2f} s", "under 0.5 s")
 
-    made = script("generate.py", "--rows", "16" if quick else "64")
+    made = script("generate.py", "--rows", "32" if quick else "64")
     for item in made["rows"]:
         row(f"distil: {item['name']}", f"{item['rate']:.1f} tokens/s ({item['rows']} rows)")
     row("distil: (c) / the faster (a)", f"{made['ratio_a']:.1f} ×", "10 ×")
@@ -79,7 +79,7 @@ def main() -> None:
     rates = [item["rate"] for item in trained["rows"]]
     row("train: ours / TRL's defaults", f"{rates[-1] / rates[0]:.2f} ×", "1.5 ×")
 
-    for item in script("selecting.py", *(["--rows", "10000", "100000"] if quick else []))["select"]:
+    for item in script("selecting.py", *(["--rows", "10000", "100000", "300000"] if quick else []))["select"]:
         row(
             f"select: {item['rows']:,} rows",
             f"{item['rows_per_second']:,.0f} rows/s, peak {item['peak_bytes'] / 2**20:.0f} MiB",

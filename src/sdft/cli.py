@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,7 +140,7 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        again = " ".join(["sdft", *sys.argv[1:]])
+        again = shlex.join(["sdft", *sys.argv[1:]])
         print(f"\ninterrupted; what is done is kept, and `{again}` goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
 
@@ -165,7 +166,7 @@ def check(
     resolved, folder = find(recipe, overrides or ())
     problems = lacking(resolved)
     if problems:
-        count = f"{len(problems)} things are missing" if len(problems) > 1 else "something is missing"
+        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
         raise RecipeError(f"{recipe}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
     print(dump_recipe(resolved), end="")
     print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)

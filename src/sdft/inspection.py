@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdft.benchmarks import AnyBenchmark
 from sdft.checks import AnyCheck, first_failure
-from sdft.data import BadRow, DataConfig, iter_examples, registered
+from sdft.data import GENERATED, BadRow, DataConfig, iter_examples, registered
 from sdft.engines import AnyEngine
 from sdft.errors import DataError, PromptError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
@@ -69,6 +69,7 @@ def rendered(
     renderer = Renderer(PromptConfig(style="chat" if model else "verbatim"), tokenizer)
     bad: list[BadRow] = []
     end = None if rows is None else max(part.stop for part in rows)
+    count = -1
     for count, example in enumerate(iter_examples(DataConfig(dataset=dataset, on_bad_rows="skip"), bad)):
         row = count + len(bad)
         if end is not None and row >= end:
@@ -83,6 +84,9 @@ def rendered(
         line = {"row": row, "prompt": prompt.text}
         yield json.dumps(line | ({"answer": example.reference + prompt.end} if answer else {}), ensure_ascii=False)
     skipped += [str(row) for row in bad]
+    total = count + 1 + len(bad)
+    if end is not None and end > total:
+        skipped.append(f"rows {total} to {end - 1}: the dataset has {total} rows, counted from 0")
 
 
 # Rescoring
@@ -196,7 +200,8 @@ def listed(kind: str) -> list[tuple[str, str]]:
     if kind in unions:
         return [(name, _first_line(cls)) for name, cls in members(unions[kind]).items()]
     if kind == "datasets":
-        return [(name, f"{entry.description} ({entry.rows} rows)") for name, entry in registered().items()]
+        read = [(name, f"{entry.description} ({entry.rows} rows)") for name, entry in registered().items()]
+        return [*read, *GENERATED.items()]
     if kind == "templates":
         return [(name, f"{template.style}: {template.description}") for name, template in templates().items()]
     if kind == "methods":

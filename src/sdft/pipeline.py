@@ -80,6 +80,8 @@ def run(
     recipe, folder = find(recipe, overrides)
     console = console or Console()
     stages = plan(recipe)
+    if only == "report" and not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder}: no run stands here, so there is nothing to report; `sdft run` the recipe first")
     with RunDir(folder) as run_dir:
         anew = [] if redo is None else _with_followers(stages, redo)
         wanted = _wanted(run_dir, stages, only)

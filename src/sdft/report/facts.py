@@ -156,9 +156,14 @@ def _row(run: Run, metric: str, models: list[ModelScores]) -> MetricRow:
     )
 
 
+FEWEST = 20
+"""Rows under which no difference is called one: an interval from fewer claims more than it knows."""
+
+
 def _difference(comparison: Comparison, better: str) -> Difference:
     low, high = finite(comparison.low), finite(comparison.high)
-    significant = low is not None and high is not None and (low > 0 or high < 0)
+    apart = low is not None and high is not None and (low > 0 or high < 0)
+    significant = apart and comparison.n >= FEWEST
     good = None if not significant or better == "neither" else (comparison.difference > 0) == (better == "higher")
     return Difference(
         model=comparison.model,
