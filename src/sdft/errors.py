@@ -14,6 +14,9 @@ Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SdftError(Exception):
     """Base of all errors that say what is wrong, where, and what to do."""
@@ -49,3 +52,12 @@ class BenchmarkError(SdftError):
 
 class RunError(SdftError):
     """A run folder cannot be used as asked."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the list of options, in their order, where none is close; empty without options."""
+    names = list(options)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there are: {', '.join(names)}" if names else ""

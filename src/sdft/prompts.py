@@ -10,7 +10,6 @@ Templates that have a name stand in templates.yaml; anything with `{{` or `{%` i
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field
 
+from sdft import errors
 from sdft.errors import PromptError
 from sdft.records import Example, Message, Settings
 
@@ -381,7 +381,7 @@ def _jinja(text: str, values: Mapping[str, Any]) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the list of options where none is close."""
+    """As that of `errors`, but a name that holds the whole word comes goes first."""
     names = sorted(options)
-    close = [name for name in names if word in name] or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(names)}"
+    holding = [name for name in names if word in name]
+    return f"; did you mean '{holding[0]}'?" if holding else errors.did_you_mean(word, names)

@@ -6,7 +6,6 @@ Values come from defaults, then the YAML file, then `key=value` from the command
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -23,7 +22,7 @@ from sdft.benchmarks import AnyBenchmark
 from sdft.checks import AnyCheck, Leak
 from sdft.data.config import DataConfig
 from sdft.engines import AnyEngine, Sampling, TransformersSettings
-from sdft.errors import RecipeError
+from sdft.errors import RecipeError, did_you_mean
 from sdft.models import ModelConfig
 from sdft.prompts import PromptConfig
 from sdft.prompts import problems as prompt_problems
@@ -324,16 +323,16 @@ def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in _as_written(loc))
     if kind == "extra_forbidden":
         options = list(model.model_fields) if model else []
-        return f"{key}: unknown key{_did_you_mean(str(loc[-1]), options)}"
+        return f"{key}: unknown key{did_you_mean(str(loc[-1]), options)}"
     if kind == "missing":
         return f"{key}: missing; it has no default"
     if kind == "union_tag_invalid":
         context = item["ctx"]
         names = [name.strip(" '") for name in context["expected_tags"].split(",")]
-        return f"{key}: no '{context['tag']}'{_did_you_mean(context['tag'], names)}"
+        return f"{key}: no '{context['tag']}'{did_you_mean(context['tag'], names)}"
     if kind == "literal_error":
         names = [name.strip(" '") for name in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return f"{key}: {item['input']!r} is none of {', '.join(names)}{_did_you_mean(str(item['input']), names)}"
+        return f"{key}: {item['input']!r} is none of {', '.join(names)}{did_you_mean(str(item['input']), names)}"
     if kind == "value_error":
         return f"{key}: {item['ctx']['error']}"
     message = item["msg"][0].lower() + item["msg"][1:]
@@ -347,13 +346,6 @@ def _as_written(loc: list[Any]) -> Iterator[Any]:
         tag = index > 0 and index + 1 < len(loc) and (isinstance(loc[index - 1], int) or loc[index - 1] == "engine")
         if not tag and not (isinstance(part, str) and part[:1].isupper()):
             yield part
-
-
-def _did_you_mean(word: str, options: list[str]) -> str:
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; there are: {', '.join(options)}" if options else ""
 
 
 def _model_at(model: type[BaseModel], loc: list[Any]) -> type[BaseModel] | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sdft.data.config import Format
-from sdft.errors import DataError
+from sdft.errors import DataError, did_you_mean
 from sdft.records import Example, Message, Role
 from sdft.rundir import digest
 
@@ -257,14 +257,7 @@ def _example_map(first: Mapping[str, Any]) -> str:
 def _check_map(columns: Mapping[str, str], known: tuple[str, ...], where: str) -> None:
     for part in columns:
         if part not in known:
-            raise DataError(f"{where}: `columns` has no part '{part}'{did_you_mean(part, known)}")
-
-
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the list of options where none is close."""
-    names = sorted(options)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(names)}"
+            raise DataError(f"{where}: `columns` has no part '{part}'{did_you_mean(part, sorted(known))}")
 
 
 def to_example(layout: Layout, row: Any, system: str | None = None) -> tuple[Example, bool]:

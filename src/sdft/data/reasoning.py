@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from sdft.data.formats import did_you_mean
-from sdft.errors import DataError
+from sdft.errors import DataError, did_you_mean
 from sdft.records import Example, Message, Settings
 
 MISSING = "reasoning_gym: the package is not installed; pip install 'sdft[demo]'"
@@ -95,11 +94,11 @@ def _task(options: ReasoningGymOptions, seed: int, size: int) -> Any:
     except ImportError as error:
         raise DataError(f"{MISSING} ({error})") from None
     if options.task not in DATASETS:
-        raise DataError(f"reasoning_gym: no task '{options.task}'{did_you_mean(options.task, DATASETS)}")
+        raise DataError(f"reasoning_gym: no task '{options.task}'{did_you_mean(options.task, sorted(DATASETS))}")
     known = {item.name for item in dataclasses.fields(DATASETS[options.task][1])} - {"seed", "size"}
     for key in options.config:
         if key not in known:
-            raise DataError(f"{where} has no setting '{key}'{did_you_mean(key, known)}")
+            raise DataError(f"{where} has no setting '{key}'{did_you_mean(key, sorted(known))}")
     try:
         return create_dataset(options.task, seed=seed, size=size, **options.config)
     except (AssertionError, TypeError, ValueError) as error:

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from sdft.data.bfcl import BfclOptions, bfcl_examples, missing_bfcl
 from sdft.data.config import DataConfig
 from sdft.data.files import Row, Rows, is_data_file, plain, read_file
-from sdft.data.formats import Conversation, Layout, Tags, choose_layout, did_you_mean, flat_layout
+from sdft.data.formats import Conversation, Layout, Tags, choose_layout, flat_layout
 from sdft.data.reasoning import ReasoningGymOptions, missing_reasoning_gym, reasoning_gym_examples
 from sdft.data.registry import absent, data_dirs, fetch, find_file, local_file, registered
-from sdft.errors import DataError
+from sdft.errors import DataError, did_you_mean
 from sdft.records import Example, Settings
 
 S = TypeVar("S", bound=Settings)
@@ -82,7 +82,7 @@ def find(config: DataConfig) -> Table | Made:
             lambda: _hub_rows(name, config.subset, _base(config.split), config.revision),
             lambda first: choose_layout(config.format, config.columns, first, name),
         )
-    known = [*registered(), *GENERATED]
+    known = sorted([*registered(), *GENERATED])
     raise DataError(
         f"data.dataset: no '{name}'{did_you_mean(name, known)}. A file ends in .json, .jsonl, .csv or .parquet; a hub "
         "dataset is written owner/name"
@@ -126,7 +126,7 @@ def _options(kind: type[S], config: DataConfig) -> S:
             what = item["msg"][0].lower() + item["msg"][1:]
             if item["type"] == "extra_forbidden":
                 known = kind if len(item["loc"]) == 1 else None
-                what = f"unknown key{did_you_mean(key, known.model_fields) if known else ''}"
+                what = f"unknown key{did_you_mean(key, sorted(known.model_fields)) if known else ''}"
             problems.append(f"data.options.{key}: {what}")
         raise DataError(f"{config.dataset}: {'; '.join(problems)}") from None
 
@@ -180,7 +180,7 @@ def _info_entry(path: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     except KeyError:
-        raise DataError(f"{path}: no dataset '{name}'{did_you_mean(name, entries)}") from None
+        raise DataError(f"{path}: no dataset '{name}'{did_you_mean(name, sorted(entries))}") from None
     except (TypeError, AttributeError) as error:
         raise DataError(f"{path}: not laid out as LLaMA-Factory's {INFO} ({error})") from None
     return dict(entry)

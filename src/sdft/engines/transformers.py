@@ -95,7 +95,7 @@ class TransformersEngine:
         import torch
 
         ids = torch.arange(1, 1 + MIN_SLOTS, device=self.device)[None]
-        out = self.model(input_ids=ids, use_cache=False, output_hidden_states=False).logits[0]
+        out = self.model(input_ids=ids, use_cache=False).logits[0]
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         return bool(torch.allclose(out, self._logits(hidden), rtol=1e-3, atol=1e-3))
 
