@@ -3,8 +3,8 @@
     python bench/generate.py [--rows 64] [--json FILE]
 
 Greedy, at most 200 new tokens, SmolLM2-135M-Instruct, one process, one after the other. Ours takes all rows;
-`generate` takes the first quarter one by one and the first half in padded batches, and fewer in bfloat16. Ours is
-compared with the faster dtype of each.
+`generate` takes the first quarter one by one and the first half in padded batches in the dtype that ours has, and
+fewer in the other. Ours is compared with the faster dtype of each, and its replies with those of its own.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def main() -> None:
     """Measure, print, and write the rows where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32, help="rows that ours decodes at once")
+    parser.add_argument("--batch", type=int, default=64, help="rows that ours decodes at once")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     asked = prompts(args.rows)
@@ -142,22 +142,21 @@ def main() -> None:
         return tokens / seconds
 
     own, seconds = timed(lambda: ours(engine, tokenizer, asked))
-    rate_ours = note(f"(c) ours, batch {args.batch}, {str(engine.dtype)[6:]}", own, seconds)
+    used = "bfloat16" if engine.dtype is torch.bfloat16 else "float32"
+    rate_ours = note(f"(c) ours, batch {args.batch}, {used}", own, seconds)
     engine.close()
-    few = {"float32": args.rows // 4, "bfloat16": args.rows // 16}  # one row at a time takes minutes
+    few = {name: args.rows // (4 if name == used else 16) for name in ("bfloat16", "float32")}  # one by one: minutes
     rates: dict[str, float] = {}
-    for dtype in ("bfloat16", "float32"):
+    for dtype in sorted(few, key=lambda name: name == used):
         model = load_model(MODEL, dtype)  # type: ignore[arg-type]
-        part = asked[: few[dtype]]
-        wide = asked[: 2 * few["float32"]] if dtype == "float32" else asked[: few["float32"]]
+        part, wide = asked[: few[dtype]], asked[: max(16, 2 * few[dtype])]
         with_generate(model, tokenizer, asked[:1], 1)
         single, seconds = timed(lambda m=model, p=part: with_generate(m, tokenizer, p, 1))
         rates[f"a {dtype}"] = note(f"(a) generate, batch 1, {dtype}", single, seconds)
         padded, seconds = timed(lambda m=model, p=wide: with_generate(m, tokenizer, p, 16))
         rates[f"b {dtype}"] = note(f"(b) generate, padded batches of 16, {dtype}", padded, seconds)
-        if dtype == "float32":
-            margins = differences(part, single, own, model, tokenizer)
-    peak = floor(torch.float32)
+    margins = differences(part, single, own, model, tokenizer)
+    peak = floor(engine.dtype)
     weights = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings().weight.numel()
     new, old = sum(map(len, own.values())), sum(width.values())
@@ -167,7 +166,8 @@ def main() -> None:
         "ratio_a": rate_ours / max(rates["a float32"], rates["a bfloat16"]),
         "ratio_b": rate_ours / max(rates["b float32"], rates["b bfloat16"]),
         "differ": len(margins),
-        "of": few["float32"],
+        "of": few[used],
+        "dtype": used,
         "largest_margin": max(margins, default=0.0),
         "floor_seconds": flops / peak["gflops"] / 1e9,
         "prompt_tokens": old,
@@ -175,7 +175,7 @@ def main() -> None:
     }
     least = measured["floor_seconds"]
     print(f"ours / (a) {measured['ratio_a']:.1f}   ours / (b) {measured['ratio_b']:.1f}   (the faster dtype of each)")
-    print(f"replies that differ from (a) float32: {len(margins)} of {few['float32']}, margins {sorted(margins)[-3:]}")
+    print(f"replies that differ from (a) {used}: {len(margins)} of {few[used]}, margins {sorted(margins)[-3:]}")
     print(f"floor: {flops / 1e12:.2f} TFLOP at {peak['gflops']:.0f} GFLOP/s = {least:.0f} s; {peak['gbytes']:.0f} GB/s")
     if args.json:
         args.json.write_text(json.dumps(measured, indent=2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,6 +25,8 @@ from sdft.engines._sampling import next_tokens
 from sdft.errors import ModelError
 from sdft.models import ModelConfig, resolve
 
+DType = Literal["float32", "bfloat16"]
+Replies = dict[str, Any]
 GREEDY = Sampling(max_new_tokens=24)
 SAMPLED = Sampling(temperature=0.9, top_p=0.8, top_k=40, max_new_tokens=24)
 
@@ -48,8 +50,8 @@ def requests(count: int, seed: int = 0) -> list[Request]:
     ]
 
 
-def texts(folder: Path, asked: list[Request], sampling: Sampling, batch: int) -> dict[str, Any]:
-    engine = TransformersSettings(max_batch_size=batch).open(ModelConfig(name=str(folder)))
+def texts(folder: Path, asked: list[Request], sampling: Sampling, batch: int, dtype: DType = "float32") -> Replies:
+    engine = TransformersSettings(max_batch_size=batch).open(ModelConfig(name=str(folder), dtype=dtype, device="cpu"))
     return {done.id: done for done in engine.generate(asked, sampling)}
 
 
@@ -81,11 +83,18 @@ def test_every_request_is_answered_once_and_lazily(llama: Path) -> None:
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch=st.integers(1, 17), seed=st.integers(0, 5), keep=st.sets(st.integers(0, 19), min_size=1))
-def test_a_reply_does_not_depend_on_its_neighbours(llama: Path, batch: int, seed: int, keep: set[int]) -> None:
+@given(
+    batch=st.integers(1, 17),
+    seed=st.integers(0, 5),
+    keep=st.sets(st.integers(0, 19), min_size=1),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+)
+def test_a_reply_does_not_depend_on_its_neighbours(
+    llama: Path, batch: int, seed: int, keep: set[int], dtype: DType
+) -> None:
     asked = requests(20, seed)
-    whole = texts(llama, asked, SAMPLED, batch=8)
-    part = texts(llama, [asked[i] for i in sorted(keep)], SAMPLED, batch)
+    whole = texts(llama, asked, SAMPLED, 8, dtype)
+    part = texts(llama, [asked[i] for i in sorted(keep)], SAMPLED, batch, dtype)
     assert part == {key: whole[key] for key in part}
     assert len(part) == len(keep)
 
@@ -100,9 +109,10 @@ def test_a_shared_prefix_changes_no_greedy_reply_and_no_reply_by_its_neighbours(
     plain += [replace(r, id=f"x{r.id}") for r in requests(4, 1)]
     asked = [replace(r, prefix=shared) for r in plain]
     assert texts(llama, plain, GREEDY, 8) == texts(llama, asked, GREEDY, 8)
-    whole = texts(llama, asked, SAMPLED, 8)
-    part = texts(llama, [asked[i] for i in sorted(keep)], SAMPLED, batch)
-    assert part == {key: whole[key] for key in part}
+    for dtype in ("float32", "bfloat16"):
+        whole = texts(llama, asked, SAMPLED, 8, dtype)
+        part = texts(llama, [asked[i] for i in sorted(keep)], SAMPLED, batch, dtype)
+        assert part == {key: whole[key] for key in part}
 
 
 def test_requests_with_different_prefixes_are_all_answered(llama: Path) -> None:
@@ -144,7 +154,7 @@ def test_a_prompt_without_room_is_an_error_row(llama: Path) -> None:
 
 
 def test_logprobs_are_those_of_the_model(folder: Path) -> None:
-    engine = TransformersSettings().open(ModelConfig(name=str(folder)))
+    engine = TransformersSettings().open(ModelConfig(name=str(folder), dtype="float32"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     items = [Continuation("a", "what is the", " answer of one"), Continuation("b", "a", " red house and a tree")]
     for item, got, full in zip(items, engine.logprobs(items), engine.distributions(items), strict=True):
@@ -250,7 +260,8 @@ def test_an_adapter_changes_replies_as_peft_does(llama: Path, tmp_path: Path) ->
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     tuned.save_pretrained(tmp_path / "adapter")
-    engine = TransformersSettings().open(ModelConfig(name=str(llama), adapter=str(tmp_path / "adapter")))
+    config = ModelConfig(name=str(llama), adapter=str(tmp_path / "adapter"), dtype="float32")
+    engine = TransformersSettings().open(config)
     item = Continuation("a", "what is the sum", " of one and two")
     base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     peft = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

@@ -158,7 +158,14 @@ def test_the_loss_is_that_of_transformers_with_and_without_packing(
     rows = tokenize(some_pairs(12), load_tokenizer(model), 512, "error")
     wanted = sum(summed_losses(load_model(model, "float32"), rows))
     trainer = trainer_of(
-        model, tmp_path, rows, packing=packing, max_length=96, per_device_train_batch_size=3, lora=LoraConfig()
+        model,
+        tmp_path,
+        rows,
+        packing=packing,
+        max_length=96,
+        per_device_train_batch_size=3,
+        lora=LoraConfig(),
+        bf16=False,
     )
     trainer.model.eval()
     sums, batches, longest = 0.0, 0, 0

@@ -13,6 +13,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -40,7 +41,7 @@ class TransformersSettings(Settings):
     max_batch_size: int = Field(default=32, ge=1)
     """Rows decoded at once."""
     prefill_tokens: int | None = Field(default=None, ge=1)
-    """Prompt tokens taken in at once. None: 256 on a CPU, 8192 on a GPU."""
+    """Prompt tokens taken in at once. None: 1024 on a CPU, 8192 on a GPU."""
 
     def open(self, model: ModelConfig) -> TransformersEngine:
         """Load the model. Raises ModelError."""
@@ -127,8 +128,7 @@ class TransformersEngine:
     def _generate_slots(self, requests: Iterator[Request], sampling: Sampling) -> Iterator[Completion]:
         from sdft.engines._slots import SlotCache
 
-        slots = max(self.settings.max_batch_size, MIN_SLOTS)
-        cache = SlotCache(self.model.config, slots, self.dtype, self.device)
+        cache = SlotCache(self.model.config, 16 if self.device.type == "cpu" else 64, self.dtype, self.device)
         prefix: list[int] = []  # the tokens whose keys and values the cache keeps for later prompts
         active: list[_Row] = []  # row i of the batch stands in slot i
         waiting: deque[_Row] = deque()
@@ -144,6 +144,8 @@ class TransformersEngine:
                     waiting.append(row)
             if not waiting and not active:
                 return
+            if not active:  # rows of like length side by side: they are attended together
+                waiting = deque(sorted(waiting, key=lambda row: (row.request.prefix, -len(row.prompt))))
             if waiting and not active and waiting[0].prefix and waiting[0].prompt[: waiting[0].prefix] != prefix:
                 prefix = waiting[0].prompt[: waiting[0].prefix]
                 self._prefill_prefix(prefix, cache)
@@ -187,13 +189,9 @@ class TransformersEngine:
         return self._prefixes[prefix]
 
     def _prefill_prefix(self, prefix: list[int], cache: SlotCache) -> None:
-        import torch
-
-        cache.reserve(len(prefix))
         if prefix:
-            mask = cache.begin_prefill([0], len(prefix))
-            positions = torch.arange(len(prefix), device=self.device)[None]
-            self._hidden(torch.tensor([prefix], device=self.device), mask, positions, cache)
+            cache.begin_prefill(0, [len(prefix)])
+            self._hidden([prefix], [list(range(len(prefix)))], cache)
         cache.keep_prefix(len(prefix))
 
     def _tokenize(self, text: str) -> list[int]:
@@ -204,36 +202,30 @@ class TransformersEngine:
         self, waiting: deque[_Row], active: list[_Row], prefix: list[int], cache: SlotCache, sampling: Sampling
     ) -> list[_Row]:
         """Take in the next prompts that fit the prefill budget, and their first tokens."""
-        import torch
 
         from sdft.engines._sampling import next_tokens
 
-        budget = self.settings.prefill_tokens or (256 if self.device.type == "cpu" else 8192)
+        budget = self.settings.prefill_tokens or (1024 if self.device.type == "cpu" else 8192)
         group: list[_Row] = []
+        tokens: list[int] = []
         start = 0
         while waiting and len(active) + len(group) < self.settings.max_batch_size:
             row = waiting[0]
             if row.prefix and row.prompt[: row.prefix] != prefix:
                 break  # it shares another prefix: its turn comes when the batch has run empty
-            width = max(len(other.prompt) for other in [*group, row])
-            if group and (row.prefix != start or (width - start) * (len(group) + 1) > budget):
+            if group and (row.prefix != start or len(tokens) + len(row.prompt) - start > budget):
                 break
             start = row.prefix
+            tokens += row.prompt[start:]
             group.append(waiting.popleft())
         if not group:
             return []
-        width = max(MIN_SLOTS, *(len(row.prompt) - start for row in group))
-        ids = torch.zeros(len(group), width, dtype=torch.long)
-        for index, row in enumerate(group):
-            ids[index, : len(row.prompt) - start] = torch.tensor(row.prompt[start:])
-        slots = list(range(len(active), len(active) + len(group)))
-        cache.reserve(start + width + 1)
-        mask = cache.begin_prefill(slots, width, start)
-        positions = torch.arange(start, start + width, device=self.device)[None]
-        last = torch.tensor([len(row.prompt) - 1 for row in group], device=self.device)
-        hidden = self._hidden(ids.to(self.device), mask, positions, cache)
-        logits = self._logits(hidden[torch.arange(len(group), device=self.device), last - start])
-        cache.lengths[slots] = last + 1
+        lengths = [len(row.prompt) - start for row in group]
+        positions = [position for length in lengths for position in range(start, start + length)]
+        idle = [0] * (MIN_SLOTS - len(tokens))  # ignored
+        cache.begin_prefill(len(active), lengths, start)
+        hidden = self._hidden([tokens + idle], [positions + idle], cache)
+        logits = self._logits(hidden[0, [end - 1 for end in accumulate(lengths)]])
         for row, token in zip(group, next_tokens(logits, sampling, [row.draw for row in group]), strict=True):
             row.reply.append(token)
         active.extend(group)
@@ -241,20 +233,15 @@ class TransformersEngine:
 
     def _decode(self, active: list[_Row], cache: SlotCache, sampling: Sampling) -> list[int]:
         """One more token for every active row."""
-        import torch
 
         from sdft.engines._sampling import next_tokens
 
-        rows = max(len(active), MIN_SLOTS)  # the rows beyond the active ones are idle slots, and ignored
-        longest = max(len(row.prompt) + len(row.reply) for row in active)
-        cache.reserve(longest + 1)
-        cache.lengths[len(active) : rows] = 0
-        ids = torch.zeros(rows, 1, dtype=torch.long)
-        ids[: len(active), 0] = torch.tensor([row.reply[-1] for row in active])
-        mask = cache.begin_decode(rows, longest)
-        hidden = self._hidden(ids.to(self.device), mask, cache.lengths[:rows, None], cache)
+        idle = [1] * (MIN_SLOTS - len(active))  # slots that are computed too, and ignored
+        lengths = [len(row.prompt) + len(row.reply) for row in active] + idle
+        cache.begin_decode(lengths)
+        ids = [[row.reply[-1]] for row in active] + [[token] for token in idle]
+        hidden = self._hidden(ids, [[length - 1] for length in lengths], cache)
         logits = self._logits(hidden[:, 0])[: len(active)]
-        cache.lengths[: len(active)] += 1
         return next_tokens(logits, sampling, [row.draw for row in active])
 
     def _leave(self, candidates: list[_Row], active: list[_Row], cache: SlotCache) -> Iterator[Completion]:
@@ -293,12 +280,17 @@ class TransformersEngine:
             id=row.request.id, text=text, finish=finish, prompt_tokens=len(row.prompt), tokens=len(row.reply)
         )
 
-    def _hidden(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Any
-    ) -> torch.Tensor:
-        """Last hidden states, (rows, positions, width)."""
+    def _hidden(self, ids: list[list[int]], positions: list[list[int]], cache: SlotCache) -> torch.Tensor:
+        """Last hidden states, (rows, positions, width), of tokens (rows, positions) at these positions."""
+        import torch
+
         out: torch.Tensor = self.model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=torch.zeros(1, 1, 1, 1, device=self.device),  # unused: one is made for it otherwise
+            position_ids=torch.tensor(positions, device=self.device),
+            past_key_values=cache,
+            use_cache=True,
+            slots=cache,
         ).last_hidden_state
         return out
 
