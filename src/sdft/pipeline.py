@@ -10,12 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sdft.benchmarks import AnyBenchmark
 from sdft.console import Console
+from sdft.data.config import DataConfig
 from sdft.errors import RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
+from sdft.models import ModelConfig, identify
 from sdft.models import lacking as model_lacking
 from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
 from sdft.rundir import RunDir, atomic_write
@@ -105,7 +109,7 @@ def run(
         if todo and skipped:
             console.say(f"finished before: {', '.join(skipped)}")
         for stage in todo:
-            _work(stage, recipe, run_dir, console)
+            _work(stage, recipe, run_dir, console, _weights(stage, recipe, run_dir, stages))
             write_manifest(run_dir, recipe, [stage.name for stage in stages])
     return RunResult(recipe, folder, tuple(stage.name for stage in todo))
 
@@ -113,17 +117,44 @@ def run(
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     """Say what is missing before hours of work, not after them."""
     kinds = {stage.name.split("/")[0] for stage in todo}
-    problems = _lacking_data(recipe) if "data" in kinds else []
-    problems += _lacking_model(recipe) if "train" in kinds else []
+    problems = _lacking_data(recipe.data) if "data" in kinds else []
+    if "train" in kinds:
+        problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
     if "eval" in kinds:
-        problems += _lacking_benchmarks(recipe) or _unreadable_benchmarks(recipe)
+        problems += _lacking_benchmarks(recipe.evaluate.benchmarks) or _unreadable_benchmarks(recipe)
     if problems:
         raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
 
-def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console) -> None:
+def _weights(stage: Stage, recipe: Recipe, run_dir: RunDir, stages: Sequence[Stage]) -> dict[str, str] | None:
+    """The model files that a stage is about to load; None for none.
+
+    Raises RunError where the run's other stages were made with other files under the same name.
+    """
+    kind = stage.name.split("/")[0]
+    engine = {"distill": recipe.distill.engine, "eval": recipe.evaluate.engine}.get(kind)
+    if kind != "train" and (engine is None or engine.name != "transformers"):
+        return None
+    weights = identify(recipe.model)
+    for other in stages:
+        known = (run_dir.stage_state(other.name) or {}).get("weights")
+        if known and known != weights:
+            raise RunError(
+                f"{run_dir.path}: stage '{other.name}' was made with other weights of {recipe.model.name} than are "
+                f"found now ({_told(known)}; now {_told(weights)}). Bring those back, or give this run another name "
+                "with name=NAME"
+            )
+    return weights
+
+
+def _told(weights: Mapping[str, str]) -> str:
+    keys = ("source", "commit", "sha256", "adapter_sha256")
+    return " ".join(weights[key][:12] for key in keys if key in weights)
+
+
+def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console, weights: Mapping[str, str] | None) -> None:
     started = time.monotonic()
-    run_dir.claim(stage.name, stage.inputs)
+    run_dir.claim(stage.name, stage.inputs, weights)
     notes = stage.work(recipe, run_dir, console)
     written = run_dir / stage.files
     files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [written]
@@ -151,28 +182,66 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
     return loaded, loaded.path
 
 
+def check_all(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
+    """As `find`; data, models and packages that the recipe names are looked for, too, and all is told at once.
+
+    Raises RecipeError with every problem found.
+    """
+    try:
+        resolved, folder = find(recipe, overrides)
+    except RecipeError as error:
+        sound = error.sound
+        engines = {sound[key].engine.name for key in ("distill", "evaluate") if key in sound}
+        more = _lacking_model(sound.get("model")) if engines != {"scripted"} else []
+        more += _lacking_data(sound.get("data"))
+        more += _lacking_benchmarks(sound["evaluate"].benchmarks) if "evaluate" in sound else []
+        if not more:
+            raise
+        raise RecipeError.of(str(recipe), [*error.problems, *more]) from None
+    problems = lacking(resolved)
+    if problems:
+        raise RecipeError.of(resolved.name if isinstance(recipe, Recipe | Mapping) else str(recipe), problems)
+    return resolved, folder
+
+
 def lacking(recipe: Recipe) -> list[str]:
     """Data and packages that the recipe needs and that are not here, each with how to get it."""
-    return [*_lacking_model(recipe), *_lacking_data(recipe), *_lacking_benchmarks(recipe)]
+    return [
+        *(_lacking_model(recipe.model) if _loads_model(recipe) else []),
+        *_lacking_data(recipe.data),
+        *_lacking_benchmarks(recipe.evaluate.benchmarks),
+        *_lacking_trackers(recipe.train.report_to if recipe.methods else ()),
+    ]
 
 
-def _lacking_model(recipe: Recipe) -> list[str]:
-    engines = (recipe.distill.engine.name, recipe.evaluate.engine.name)
-    if set(engines) == {"scripted"} and not recipe.methods:
-        return []  # nothing loads it
-    found = model_lacking(recipe.model)
+def _loads_model(recipe: Recipe) -> bool:
+    engines = {recipe.distill.engine.name, recipe.evaluate.engine.name}
+    return bool(recipe.methods) or recipe.prompt.style == "chat" or engines != {"scripted"}
+
+
+def _lacking_model(model: ModelConfig | None) -> list[str]:
+    found = model_lacking(model) if model else None
     return [f"model {found}"] if found else []
 
 
-def _lacking_data(recipe: Recipe) -> list[str]:
+def _lacking_data(data: DataConfig | None) -> list[str]:
     from sdft.data import missing
 
-    found = missing(recipe.data)
+    found = missing(data) if data else None
     return [f"data: {found}"] if found else []
 
 
-def _lacking_benchmarks(recipe: Recipe) -> list[str]:
-    return [f"benchmark '{b.label or b.name}': {what}" for b in recipe.evaluate.benchmarks for what in b.missing()]
+def _lacking_benchmarks(benchmarks: Iterable[AnyBenchmark]) -> list[str]:
+    return [f"benchmark '{b.label or b.name}': {what}" for b in benchmarks for what in b.missing()]
+
+
+def _lacking_trackers(names: Iterable[str]) -> list[str]:
+    """Experiment trackers that are packages of the same name."""
+    return [
+        f"train.report_to: the package {name} is not installed: pip install {name}"
+        for name in names
+        if name in ("wandb", "mlflow", "tensorboard", "comet_ml", "trackio") and find_spec(name) is None
+    ]
 
 
 def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
