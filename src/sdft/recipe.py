@@ -207,7 +207,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     try:
         recipe = Recipe.model_validate_json(to_json(tree), strict=True)  # strict: "5" is no number
     except ValidationError as error:
-        problems += [_explain(item) for item in error.errors()]
+        problems += [explain(item) for item in error.errors()]
         recipe = None
     problems += _prompt_problems(tree)
     if problems or recipe is None:
@@ -332,7 +332,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _explain(item: Any) -> str:
+def explain(item: Any) -> str:
     """One pydantic error as `key: what is wrong`, with a suggestion for misspelt keys and names."""
     loc, kind = list(item["loc"]), item["type"]
     model = _model_at(Recipe, loc[:-1])
