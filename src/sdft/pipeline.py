@@ -17,7 +17,7 @@ from sdft.console import Console
 from sdft.errors import RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
 from sdft.models import lacking as model_lacking
-from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
+from sdft.recipe import Method, Recipe, dump_recipe, load_recipe, recipe_file
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
@@ -80,7 +80,7 @@ def run(
     recipe, folder = find(recipe, overrides)
     console = console or Console()
     stages = plan(recipe)
-    if only == "report" and not (folder / "recipe.yaml").is_file():
+    if only == "report" and not is_run(folder):
         raise RunError(f"{folder}: no run stands here, so there is nothing to report; `sdft run` the recipe first")
     with RunDir(folder) as run_dir:
         anew = [] if redo is None else _with_followers(stages, redo)
@@ -113,10 +113,10 @@ def run(
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     """Say what is missing before hours of work, not after them."""
     kinds = {stage.name.split("/")[0] for stage in todo}
-    problems = _lacking_data(recipe) if "data" in kinds else []
+    problems = _unobtainable_data(recipe) if "data" in kinds else []
     problems += _lacking_model(recipe) if "train" in kinds else []
     if "eval" in kinds:
-        problems += _lacking_benchmarks(recipe) or _unreadable_benchmarks(recipe)
+        problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe)
     if problems:
         raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
@@ -132,6 +132,11 @@ def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console) -> No
     run_dir.finish(stage.name, stage.inputs, time.monotonic() - started, notes, hashed)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run stands in this folder."""
+    return (path / "recipe.yaml").is_file()
+
+
 def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
     """The resolved recipe and its run folder, from a recipe in any form or from a run folder."""
     if isinstance(recipe, Recipe):
@@ -140,11 +145,11 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
         loaded = load_recipe(recipe, overrides)
         return loaded, loaded.path
     path = Path(recipe)
-    if not path.is_dir():
+    if not is_run(path):
+        if path.is_dir() and not recipe_file(path).is_file():
+            raise RecipeError(f"{path}: a folder without recipe.yaml, so not a run folder; name a recipe file")
         loaded = load_recipe(path, overrides)
         return loaded, loaded.path
-    if not (path / "recipe.yaml").is_file():
-        raise RecipeError(f"{path}: a folder without recipe.yaml, so not a run folder; name a recipe file")
     loaded = load_recipe(path / "recipe.yaml", overrides)
     if loaded.name == load_recipe(path / "recipe.yaml").name:  # the folder may have been moved or renamed
         loaded = loaded.model_copy(update={"output_dir": str(path.resolve().parent), "name": path.resolve().name})
@@ -157,8 +162,8 @@ def lacking(recipe: Recipe) -> list[str]:
 
 
 def _lacking_model(recipe: Recipe) -> list[str]:
-    engines = (recipe.distill.engine.name, recipe.evaluate.engine.name)
-    if set(engines) == {"scripted"} and not recipe.methods:
+    engines = {recipe.evaluate.engine.name} | ({recipe.distill.engine.name} if recipe.data else set())
+    if engines == {"scripted"} and not recipe.methods:
         return []  # nothing loads it
     found = model_lacking(recipe.model)
     return [f"model {found}"] if found else []
@@ -167,8 +172,20 @@ def _lacking_model(recipe: Recipe) -> list[str]:
 def _lacking_data(recipe: Recipe) -> list[str]:
     from sdft.data import missing
 
-    found = missing(recipe.data)
+    found = missing(recipe.data) if recipe.data else None
     return [f"data: {found}"] if found else []
+
+
+def _unobtainable_data(recipe: Recipe) -> list[str]:
+    """As `_lacking_data`, once what can be fetched has been."""
+    from sdft.data import provide
+
+    try:
+        if recipe.data:
+            provide(recipe.data)
+    except SdftError as error:
+        return [f"data: {error}"]
+    return _lacking_data(recipe)
 
 
 def _lacking_benchmarks(recipe: Recipe) -> list[str]:
@@ -212,6 +229,8 @@ def plan(recipe: Recipe) -> list[Stage]:
         Stage("distill", ("data",), rewritten, "distill", _run_distill, _in_select),
         Stage("select", ("distill",), chosen, "select", _run_select, _in_select, cheap=True),
     ]
+    if recipe.data is None:  # nothing to train on: the model is measured alone
+        stages = []
     models = {SEED: reads("model seed", "style system")}
     for method in recipe.methods:
         source, read = ("select", chosen) if method == "sdft" else ("data", data)
@@ -260,6 +279,8 @@ def _wanted(run_dir: RunDir, stages: list[Stage], only: str | None) -> list[Stag
     if only is None:
         return stages
     wanted = [stage for stage in stages if stage.name.split("/")[0] in ONLY[only]]
+    if not wanted and not any(stage.name == "data" for stage in stages):
+        raise RunError(f"{run_dir.path}: the recipe names no data, so there is nothing to {only}; write data: …")
     for stage in wanted if only != "report" else ():
         for before in stages:
             if before.name not in stage.after or before in wanted:
