@@ -1,4 +1,4 @@
-"""Run each recipe of the reference on SmolLM2-135M-Instruct, a few rows of it: every stage, both methods, all benchmarks.
+"""Run each recipe of the reference on SmolLM2-135M-Instruct, a few rows of it: all stages, methods and benchmarks.
 
     make reference-smoke        (or: python bench/reference_smoke.py [RECIPE ...])
 
@@ -39,7 +39,7 @@ def names() -> list[str]:
 def smoke(name: str, folder: Path) -> str:
     """Run one recipe; returns what it left, in a line."""
     tree = sdft.load_recipe(name, FEW).model_dump(mode="json")
-    tree["output_dir"] = str(folder / name)
+    tree["output_dir"] = str((folder / name).parent)
     if missing(sdft.DataConfig(dataset=tree["data"]["dataset"])):
         tree["data"]["dataset"] = STAND_IN
     tree["evaluate"]["benchmarks"] = [{**entry, "limit": ROWS} for entry in tree["evaluate"]["benchmarks"]]

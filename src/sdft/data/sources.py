@@ -54,14 +54,15 @@ class Made:
 
 def find(config: DataConfig) -> Table | Made:
     """What `config.dataset` names. Raises DataError; reads no rows, and downloads nothing yet."""
-    if config.convert is None:
-        return _named(config)
     name = config.convert
+    if name is None:
+        return _named(config)
+    if config.dataset in GENERATED:
+        raise DataError(f"data.convert: '{config.dataset}' is generated, and has no rows to convert")
     if config.format == "auto" and not config.columns:
         config = config.model_copy(update={"columns": COLUMNS[name]})
     source = _named(config)
-    if isinstance(source, Made):
-        raise DataError(f"data.convert: '{config.dataset}' is generated, and has no rows to convert")
+    assert isinstance(source, Table)
     return Table(lambda: converted(source.rows(), name), source.layout)
 
 
