@@ -18,7 +18,7 @@ LAYERS = (
     {"recipe"},
     {"stages", "manifest", "inspection", "training"},
     {"pipeline", "api"},
-    {"scoreboard"},
+    {"scoreboard", "untrained"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -21,7 +21,7 @@ from sdft.errors import RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
 from sdft.models import ModelConfig, identify
 from sdft.models import lacking as model_lacking
-from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
+from sdft.recipe import Method, Recipe, dump_recipe, load_recipe, recipe_file
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
@@ -84,7 +84,7 @@ def run(
     recipe, folder = find(recipe, overrides)
     console = console or Console()
     stages = plan(recipe)
-    if only == "report" and not (folder / "recipe.yaml").is_file():
+    if only == "report" and not is_run(folder):
         raise RunError(f"{folder}: no run stands here, so there is nothing to report; `sdft run` the recipe first")
     with RunDir(folder) as run_dir:
         anew = [] if redo is None else _with_followers(stages, redo)
@@ -117,11 +117,11 @@ def run(
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     """Say what is missing before hours of work, not after them."""
     kinds = {stage.name.split("/")[0] for stage in todo}
-    problems = _lacking_data(recipe.data) if "data" in kinds else []
+    problems = _unobtainable_data(recipe) if "data" in kinds else []
     if "train" in kinds:
         problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
     if "eval" in kinds:
-        problems += _lacking_benchmarks(recipe.evaluate.benchmarks) or _unreadable_benchmarks(recipe)
+        problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe.evaluate.benchmarks)
     if problems:
         raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
@@ -163,6 +163,11 @@ def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console, weigh
     run_dir.finish(stage.name, stage.inputs, time.monotonic() - started, notes, hashed)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run stands in this folder."""
+    return (path / "recipe.yaml").is_file()
+
+
 def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
     """The resolved recipe and its run folder, from a recipe in any form or from a run folder."""
     if isinstance(recipe, Recipe):
@@ -171,11 +176,11 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
         loaded = load_recipe(recipe, overrides)
         return loaded, loaded.path
     path = Path(recipe)
-    if not path.is_dir():
+    if not is_run(path):
+        if path.is_dir() and not recipe_file(path).is_file():
+            raise RecipeError(f"{path}: a folder without recipe.yaml, so not a run folder; name a recipe file")
         loaded = load_recipe(path, overrides)
         return loaded, loaded.path
-    if not (path / "recipe.yaml").is_file():
-        raise RecipeError(f"{path}: a folder without recipe.yaml, so not a run folder; name a recipe file")
     loaded = load_recipe(path / "recipe.yaml", overrides)
     if loaded.name == load_recipe(path / "recipe.yaml").name:  # the folder may have been moved or renamed
         loaded = loaded.model_copy(update={"output_dir": str(path.resolve().parent), "name": path.resolve().name})
@@ -215,7 +220,7 @@ def lacking(recipe: Recipe) -> list[str]:
 
 
 def _loads_model(recipe: Recipe) -> bool:
-    engines = {recipe.distill.engine.name, recipe.evaluate.engine.name}
+    engines = {recipe.evaluate.engine.name} | ({recipe.distill.engine.name} if recipe.data else set())
     return bool(recipe.methods) or recipe.prompt.style == "chat" or engines != {"scripted"}
 
 
@@ -242,6 +247,18 @@ def _lacking_trackers(names: Iterable[str]) -> list[str]:
         for name in names
         if name in ("wandb", "mlflow", "tensorboard", "comet_ml", "trackio") and find_spec(name) is None
     ]
+
+
+def _unobtainable_data(recipe: Recipe) -> list[str]:
+    """As `_lacking_data`, once what can be fetched has been."""
+    from sdft.data import provide
+
+    try:
+        if recipe.data:
+            provide(recipe.data)
+    except SdftError as error:
+        return [f"data: {error}"]
+    return _lacking_data(recipe.data)
 
 
 def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
@@ -281,6 +298,8 @@ def plan(recipe: Recipe) -> list[Stage]:
         Stage("distill", ("data",), rewritten, "distill", _run_distill, _in_select),
         Stage("select", ("distill",), chosen, "select", _run_select, _in_select, cheap=True),
     ]
+    if recipe.data is None:  # nothing to train on: the model is measured alone
+        stages = []
     models = {SEED: reads("model seed", "style system")}
     for method in recipe.methods:
         source, read = ("select", chosen) if method == "sdft" else ("data", data)
@@ -329,6 +348,8 @@ def _wanted(run_dir: RunDir, stages: list[Stage], only: str | None) -> list[Stag
     if only is None:
         return stages
     wanted = [stage for stage in stages if stage.name.split("/")[0] in ONLY[only]]
+    if not wanted and not any(stage.name == "data" for stage in stages):
+        raise RunError(f"{run_dir.path}: the recipe names no data, so there is nothing to {only}; write data: …")
     for stage in wanted if only != "report" else ():
         for before in stages:
             if before.name not in stage.after or before in wanted:
