@@ -98,10 +98,12 @@ def train(
     """
     from sdft.prompts import Renderer
     from sdft.stages.train import TrainingPair, train_model
+    from sdft.training.rows import replies_to_learn
 
     model = _model(model)
     renderer = Renderer(prompt or PromptConfig(), load_tokenizer(model))
-    chosen = None if choices is None else {choice.example_id: choice.response for choice in choices}
+    config = config or TrainConfig()
+    chosen = None if choices is None else replies_to_learn(choices, config.distilled_fraction, seed)
     pairs = []
     for example in examples:
         shown = renderer.train(example)
@@ -112,7 +114,7 @@ def train(
     return train_model(
         pairs,
         model,
-        config or TrainConfig(),
+        config,
         Path(output_dir),
         seed=seed,
         console=Console(),

@@ -110,6 +110,12 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = N
 
 
 @app.command()
+def analyze(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
+    """Measure the gap between data and model, the shift of replies from the seed, and the size of the weight change."""
+    _run(recipe, overrides, quiet, redo=redo, only="analyze")
+
+
+@app.command()
 def report(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Write the report anew from the run's files."""
     _run(recipe, overrides, quiet, only="report")

@@ -2,7 +2,7 @@
 
 data ─► distill ─► select ─► train/sdft ─► eval/sdft ─┐
   └───────────────────────► train/sft ──► eval/sft ───┼─► compare ─► report
-                                          eval/seed ──┘
+                                          eval/seed ──┘         (and analyze, before the report)
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from sdft.console import Console
-from sdft.errors import RecipeError, RunError, SdftError
+from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
+from sdft.models import ModelConfig, resolve
 from sdft.models import lacking as model_lacking
 from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
-SPEED_ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after"}
+SPEED_def _still_measured(key: str, then: Any, now: Any) -> bool:
+    """What is measured is kept with the texts it was measured on; but not across models and engines."""
+    return not key.startswith(("model", "evaluate.engine", "analyze.embedder"))
+
+
+ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after"}
 """Engine settings that change when replies come, not what they say; a run goes on with other ones."""
 
 
@@ -72,7 +78,7 @@ def run(
     """Run a recipe, or go on with it; `recipe` may also be a run folder. Returns at once where it is finished.
 
     `redo` names a stage whose files are deleted first, with all that was made from them. `only` is `distill`,
-    `select`, `train`, `eval` or `report`, to do that much alone, from what the stages before it left.
+    `select`, `train`, `eval`, `analyze` or `report`, to do that much alone, from what the stages before it left.
 
     Raises RecipeError; RunError where the run folder is locked or holds work for other settings; and whatever the
     stages raise. What is done by then is kept, and the same call goes on from there.
@@ -117,6 +123,8 @@ def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     problems += _lacking_model(recipe) if "train" in kinds else []
     if "eval" in kinds:
         problems += _lacking_benchmarks(recipe) or _unreadable_benchmarks(recipe)
+    if "analyze" in kinds:
+        problems += _lacking_similarity(recipe) or _lacking_embedder(recipe)
     if problems:
         raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
@@ -153,7 +161,12 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
 
 def lacking(recipe: Recipe) -> list[str]:
     """Data and packages that the recipe needs and that are not here, each with how to get it."""
-    return [*_lacking_model(recipe), *_lacking_data(recipe), *_lacking_benchmarks(recipe)]
+    return [
+        *_lacking_model(recipe),
+        *_lacking_data(recipe),
+        *_lacking_benchmarks(recipe),
+        *_lacking_similarity(recipe),
+    ]
 
 
 def _lacking_model(recipe: Recipe) -> list[str]:
@@ -173,6 +186,27 @@ def _lacking_data(recipe: Recipe) -> list[str]:
 
 def _lacking_benchmarks(recipe: Recipe) -> list[str]:
     return [f"benchmark '{b.label or b.name}': {what}" for b in recipe.evaluate.benchmarks for what in b.missing()]
+
+
+def _lacking_similarity(recipe: Recipe) -> list[str]:
+    """What a recipe that insists on similarity needs; one that does not gets a note where it is not measured."""
+    from sdft.analysis.similarity import missing_packages
+
+    if not recipe.analyze.similarity:
+        return []
+    problem = model_lacking(ModelConfig(name=recipe.analyze.embedder))
+    found = [f"analyze.embedder {problem}"] if problem else []
+    return found + [f"analyze.similarity: {metric} needs {what}" for metric, what in missing_packages().items()]
+
+
+def _lacking_embedder(recipe: Recipe) -> list[str]:
+    """Fetches it, where the recipe insists on it: after hours of training is too late to learn that it is not there."""
+    if recipe.analyze.similarity and recipe.methods and recipe.evaluate.benchmarks:
+        try:
+            resolve(ModelConfig(name=recipe.analyze.embedder))
+        except ModelError as error:
+            return [f"analyze.embedder: {error}"]
+    return []
 
 
 def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
@@ -216,6 +250,9 @@ def plan(recipe: Recipe) -> list[Stage]:
     for method in recipe.methods:
         source, read = ("select", chosen) if method == "sdft" else ("data", data)
         models[method] = reads("model train seed", "style system train", read)
+        if method != "sdft":  # it has no part in it, so that runs over it share the others' stages
+            own = {key: value for key, value in tree["train"].items() if key != "distilled_fraction"}
+            models[method] = {**models[method], "train": own}
         name = f"train/{method}"
         stages.append(Stage(name, (source,), models[method], name, _trains(method)))
     everything = reads("model data distill select train methods evaluate seed", " ".join(tree["prompt"]))
@@ -226,6 +263,10 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.append(Stage(f"eval/{model}", after, inputs, f"eval/{model}", _evaluates(model), _other_benchmarks))
         evals = tuple(f"eval/{model}" for model in models)
         stages.append(Stage("compare", evals, everything, "eval/comparisons.json", _run_compare, _any, cheap=True))
+    if recipe.analyze.nll or recipe.analyze.weights or recipe.analyze.similarity is not False:
+        read_by_it = tuple(stage.name for stage in stages if stage.name not in ("distill", "compare"))
+        inputs = {**everything, "analyze": tree["analyze"]}
+        stages.append(Stage("analyze", read_by_it, inputs, "analyze", _run_analyze, _still_measured, cheap=True))
     before_report = tuple(stage.name for stage in stages)
     stages.append(Stage("report", before_report, everything, "report", _run_report, _any, cheap=True))
     return stages
@@ -250,6 +291,7 @@ ONLY = {
     "select": ("select",),
     "train": ("train",),
     "eval": ("eval", "compare"),
+    "analyze": ("analyze",),
     "report": ("report",),
 }
 """What each stage's command does, by the first part of the stages' names."""
@@ -328,6 +370,12 @@ def _run_compare(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[
     from sdft.stages.evaluate import run_compare
 
     return run_compare(recipe, run_dir, console)
+
+
+def _run_analyze(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+    from sdft.stages.analyze import run_analyze
+
+    return run_analyze(recipe, run_dir, console)
 
 
 def _run_report(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
