@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sdft.errors import DataError, RecipeError, SdftError
+from sdft.errors import DataError, SdftError
 
 app = typer.Typer(
     name="sdft",
@@ -166,23 +166,21 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe without running it: print it with all defaults, or everything that is wrong with it."""
-    from sdft.pipeline import find, lacking
+    from sdft.pipeline import check_all
     from sdft.recipe import dump_recipe
 
-    resolved, folder = find(recipe, overrides or ())
-    problems = lacking(resolved)
-    if problems:
-        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise RecipeError(f"{recipe}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
+    resolved, folder = check_all(recipe, overrides or ())
     print(dump_recipe(resolved), end="")
     print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)
     if data:
         from sdft.inspection import failing_golds
 
-        examples, failing = failing_golds(resolved)
-        for failure in failing:
-            print(failure, file=sys.stderr)
-        print(f"data: {examples} examples; of their own replies {len(failing)} do not pass the checks", file=sys.stderr)
+        examples, failing, skipped = failing_golds(resolved)
+        for line in [*failing, *(f"skipped: {row}" for row in skipped)]:
+            print(line, file=sys.stderr)
+        left_out = f" ({len(skipped)} bad rows skipped)" if skipped else ""
+        refused = f"of their own replies {len(failing)} do not pass the checks"
+        print(f"data: {examples} examples{left_out}; {refused}", file=sys.stderr)
         if failing and strict:
             raise typer.Exit(2)
 

@@ -24,16 +24,21 @@ from sdft.stats import estimate
 Judge = Callable[[Example, str], tuple[Verdict, float]]
 
 
-def failing_golds(recipe: Recipe) -> tuple[int, list[str]]:
-    """The number of examples, and a line for each whose own reply the recipe's checks refuse. Raises DataError."""
-    count, failing = 0, list[str]()
-    for example in iter_examples(recipe.data):
+def failing_golds(recipe: Recipe) -> tuple[int, list[str], list[str]]:
+    """The number of examples, a line for each whose own reply the checks refuse, and one for each row left out.
+
+    Rows are counted from 0, as in `render --rows`. Raises DataError.
+    """
+    count, failing, bad = 0, list[str](), list[BadRow]()
+    for example in iter_examples(recipe.data, bad):
+        row = count + len(bad)
         count += 1
         example = example.model_copy(update={"reference": example.reference.strip()})
         verdict = first_failure(recipe.select.checks, example, example.reference)
         if not verdict.ok:
-            failing.append(f"{example.id}: {verdict.reason}" + (f" ({verdict.detail})" if verdict.detail else ""))
-    return count, failing
+            why = verdict.reason + (f" ({verdict.detail})" if verdict.detail else "")
+            failing.append(f"row {row} ({example.id}): {why}: {example.reference[:60]!r}")
+    return count, failing, [str(row) for row in bad]
 
 
 # Rendering

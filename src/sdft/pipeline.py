@@ -10,21 +10,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sdft.benchmarks import AnyBenchmark
 from sdft.console import Console
+from sdft.data.config import DataConfig
 from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
-from sdft.models import ModelConfig, resolve
+from sdft.models import ModelConfig, identify, resolve
 from sdft.models import lacking as model_lacking
-from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
+from sdft.recipe import AnalyzeConfig, Method, Recipe, dump_recipe, load_recipe
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
 SPEED_def _still_measured(key: str, then: Any, now: Any) -> bool:
-    """What is measured is kept with the texts it was measured on; but not across models and engines."""
-    return not key.startswith(("model", "evaluate.engine", "analyze.embedder"))
+    """Other rows, texts, benchmarks and methods: what is measured is kept with what it was measured on."""
+    if key.startswith("analyze."):
+        return key != "analyze.embedder"
+    new_method = key.startswith("train") and (then is None or now is None)
+    return new_method or _in_select(key, then, now) or _other_benchmarks(key, then, now)
 
 
 ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after"}
@@ -111,7 +117,7 @@ def run(
         if todo and skipped:
             console.say(f"finished before: {', '.join(skipped)}")
         for stage in todo:
-            _work(stage, recipe, run_dir, console)
+            _work(stage, recipe, run_dir, console, _weights(stage, recipe, run_dir, stages))
             write_manifest(run_dir, recipe, [stage.name for stage in stages])
     return RunResult(recipe, folder, tuple(stage.name for stage in todo))
 
@@ -119,19 +125,48 @@ def run(
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     """Say what is missing before hours of work, not after them."""
     kinds = {stage.name.split("/")[0] for stage in todo}
-    problems = _lacking_data(recipe) if "data" in kinds else []
-    problems += _lacking_model(recipe) if "train" in kinds else []
+    problems = _lacking_data(recipe.data) if "data" in kinds else []
+    if "train" in kinds:
+        problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
     if "eval" in kinds:
-        problems += _lacking_benchmarks(recipe) or _unreadable_benchmarks(recipe)
+        problems += _lacking_benchmarks(recipe.evaluate.benchmarks) or _unreadable_benchmarks(recipe)
     if "analyze" in kinds:
-        problems += _lacking_similarity(recipe) or _lacking_embedder(recipe)
+        problems += _lacking_similarity(recipe.analyze) or _lacking_embedder(recipe)
     if problems:
         raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
 
-def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console) -> None:
+def _weights(stage: Stage, recipe: Recipe, run_dir: RunDir, stages: Sequence[Stage]) -> dict[str, str] | None:
+    """The model files that a stage is about to load; None for none.
+
+    Raises RunError where the run's other stages were made with other files under the same name.
+    """
+    kind = stage.name.split("/")[0]
+    engine = {"distill": recipe.distill.engine, "eval": recipe.evaluate.engine}.get(kind)
+    if kind == "analyze" and recipe.analyze.nll:
+        engine = recipe.evaluate.engine
+    if kind != "train" and (engine is None or engine.name != "transformers"):
+        return None
+    weights = identify(recipe.model)
+    for other in stages:
+        known = (run_dir.stage_state(other.name) or {}).get("weights")
+        if known and known != weights:
+            raise RunError(
+                f"{run_dir.path}: stage '{other.name}' was made with other weights of {recipe.model.name} than are "
+                f"found now ({_told(known)}; now {_told(weights)}). Bring those back, or give this run another name "
+                "with name=NAME"
+            )
+    return weights
+
+
+def _told(weights: Mapping[str, str]) -> str:
+    keys = ("source", "commit", "sha256", "adapter_sha256")
+    return " ".join(weights[key][:12] for key in keys if key in weights)
+
+
+def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console, weights: Mapping[str, str] | None) -> None:
     started = time.monotonic()
-    run_dir.claim(stage.name, stage.inputs)
+    run_dir.claim(stage.name, stage.inputs, weights)
     notes = stage.work(recipe, run_dir, console)
     written = run_dir / stage.files
     files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [written]
@@ -159,43 +194,78 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
     return loaded, loaded.path
 
 
+def check_all(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
+    """As `find`; data, models and packages that the recipe names are looked for, too, and all is told at once.
+
+    Raises RecipeError with every problem found.
+    """
+    try:
+        resolved, folder = find(recipe, overrides)
+    except RecipeError as error:
+        sound = error.sound
+        engines = {sound[key].engine.name for key in ("distill", "evaluate") if key in sound}
+        more = _lacking_model(sound.get("model")) if engines != {"scripted"} else []
+        more += _lacking_data(sound.get("data"))
+        more += _lacking_benchmarks(sound["evaluate"].benchmarks) if "evaluate" in sound else []
+        more += _lacking_similarity(sound.get("analyze"))
+        if not more:
+            raise
+        raise RecipeError.of(str(recipe), [*error.problems, *more]) from None
+    problems = lacking(resolved)
+    if problems:
+        raise RecipeError.of(resolved.name if isinstance(recipe, Recipe | Mapping) else str(recipe), problems)
+    return resolved, folder
+
+
 def lacking(recipe: Recipe) -> list[str]:
     """Data and packages that the recipe needs and that are not here, each with how to get it."""
     return [
-        *_lacking_model(recipe),
-        *_lacking_data(recipe),
-        *_lacking_benchmarks(recipe),
-        *_lacking_similarity(recipe),
+        *(_lacking_model(recipe.model) if _loads_model(recipe) else []),
+        *_lacking_data(recipe.data),
+        *_lacking_benchmarks(recipe.evaluate.benchmarks),
+        *_lacking_similarity(recipe.analyze),
+        *_lacking_trackers(recipe.train.report_to if recipe.methods else ()),
     ]
 
 
-def _lacking_model(recipe: Recipe) -> list[str]:
-    engines = (recipe.distill.engine.name, recipe.evaluate.engine.name)
-    if set(engines) == {"scripted"} and not recipe.methods:
-        return []  # nothing loads it
-    found = model_lacking(recipe.model)
+def _loads_model(recipe: Recipe) -> bool:
+    engines = {recipe.distill.engine.name, recipe.evaluate.engine.name}
+    return bool(recipe.methods) or recipe.prompt.style == "chat" or engines != {"scripted"}
+
+
+def _lacking_model(model: ModelConfig | None) -> list[str]:
+    found = model_lacking(model) if model else None
     return [f"model {found}"] if found else []
 
 
-def _lacking_data(recipe: Recipe) -> list[str]:
+def _lacking_data(data: DataConfig | None) -> list[str]:
     from sdft.data import missing
 
-    found = missing(recipe.data)
+    found = missing(data) if data else None
     return [f"data: {found}"] if found else []
 
 
-def _lacking_benchmarks(recipe: Recipe) -> list[str]:
-    return [f"benchmark '{b.label or b.name}': {what}" for b in recipe.evaluate.benchmarks for what in b.missing()]
+def _lacking_benchmarks(benchmarks: Iterable[AnyBenchmark]) -> list[str]:
+    return [f"benchmark '{b.label or b.name}': {what}" for b in benchmarks for what in b.missing()]
 
 
-def _lacking_similarity(recipe: Recipe) -> list[str]:
+def _lacking_trackers(names: Iterable[str]) -> list[str]:
+    """Experiment trackers that are packages of the same name."""
+    return [
+        f"train.report_to: the package {name} is not installed: pip install {name}"
+        for name in names
+        if name in ("wandb", "mlflow", "tensorboard", "comet_ml", "trackio") and find_spec(name) is None
+    ]
+
+
+def _lacking_similarity(analyze: AnalyzeConfig | None) -> list[str]:
     """What a recipe that insists on similarity needs; one that does not gets a note where it is not measured."""
     from sdft.analysis.similarity import missing_packages
 
-    if not recipe.analyze.similarity:
+    if analyze is None or not analyze.similarity:
         return []
-    problem = model_lacking(ModelConfig(name=recipe.analyze.embedder))
-    found = [f"analyze.embedder {problem}"] if problem else []
+    problem = model_lacking(ModelConfig(name=analyze.embedder))
+    found = [f"analyze.embedder: {problem}"] if problem else []
     return found + [f"analyze.similarity: {metric} needs {what}" for metric, what in missing_packages().items()]
 
 
@@ -265,7 +335,8 @@ def plan(recipe: Recipe) -> list[Stage]:
         stages.append(Stage("compare", evals, everything, "eval/comparisons.json", _run_compare, _any, cheap=True))
     if recipe.analyze.nll or recipe.analyze.weights or recipe.analyze.similarity is not False:
         read_by_it = tuple(stage.name for stage in stages if stage.name not in ("distill", "compare"))
-        inputs = {**everything, "analyze": tree["analyze"]}
+        fitted = models.get("sdft") or list(models.values())[-1]
+        inputs = reads("evaluate analyze", "style system train", {**chosen, **fitted})
         stages.append(Stage("analyze", read_by_it, inputs, "analyze", _run_analyze, _still_measured, cheap=True))
     before_report = tuple(stage.name for stage in stages)
     stages.append(Stage("report", before_report, everything, "report", _run_report, _any, cheap=True))

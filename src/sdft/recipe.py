@@ -233,9 +233,25 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         recipe = None
     problems += _prompt_problems(tree)
     if problems or recipe is None:
-        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise RecipeError(f"{where}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
+        raise RecipeError.of(where, problems, _sound_sections(tree))
     return recipe
+
+
+def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Those sections of a faulty recipe that are in order by themselves."""
+    sections: tuple[tuple[str, type[Settings]], ...] = (
+        ("model", ModelConfig),
+        ("data", DataConfig),
+        ("distill", DistillConfig),
+        ("evaluate", EvaluateConfig),
+    )
+    sound = {}
+    for key, kind in sections:
+        try:
+            sound[key] = kind.model_validate_json(to_json(tree[key]), strict=True)
+        except (KeyError, ValidationError):  # not given, or named among the problems already
+            continue
+    return sound
 
 
 def _prompt_problems(tree: Mapping[str, Any]) -> list[str]:

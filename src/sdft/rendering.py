@@ -44,8 +44,11 @@ class Prompter:
 
 
 def open_prompter(prompt: PromptConfig, engine: AnyEngine, model: ModelConfig) -> Prompter:
-    """The prompter for a model. The scripted engine has no model, so none is looked for. Raises ModelError."""
+    """The prompter for a model. Raises ModelError.
+
+    The scripted engine has no model; a chat style still takes the model's own chat template.
+    """
     if isinstance(engine, ScriptedSettings):
-        return Prompter(Renderer(prompt), None)
+        return Prompter(Renderer(prompt, load_tokenizer(model) if prompt.style == "chat" else None), None)
     config = json.loads((resolve(model) / "config.json").read_text(encoding="utf-8"))
     return Prompter(Renderer(prompt, load_tokenizer(model)), config.get("max_position_embeddings") or UNBOUNDED)
