@@ -142,7 +142,7 @@ def identify(config: ModelConfig) -> dict[str, str]:
         converted = folder.parent == cache_folder() / "models"
         found |= {"source": "gguf" if converted else "folder", "sha256": _weights_sha256(folder)}
     if config.adapter:
-        found["adapter_sha256"] = _weights_sha256(_adapter_folder(config.adapter))
+        found["adapter_sha256"] = _weights_sha256(adapter_folder(config.adapter))
     return found
 
 

@@ -25,15 +25,7 @@ from sdft.recipe import AnalyzeConfig, Method, Recipe, dump_recipe, load_recipe
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
-SPEED_def _still_measured(key: str, then: Any, now: Any) -> bool:
-    """Other rows, texts, benchmarks and methods: what is measured is kept with what it was measured on."""
-    if key.startswith("analyze."):
-        return key != "analyze.embedder"
-    new_method = key.startswith("train") and (then is None or now is None)
-    return new_method or _in_select(key, then, now) or _other_benchmarks(key, then, now)
-
-
-ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after"}
+SPEED_ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after"}
 """Engine settings that change when replies come, not what they say; a run goes on with other ones."""
 
 
@@ -355,6 +347,14 @@ def _in_select(key: str, then: Any, now: Any) -> bool:
 def _other_benchmarks(key: str, then: Any, now: Any) -> bool:
     """A benchmark added or taken away: what the others measured stands."""
     return key.startswith("evaluate.benchmarks.") and (then is None or now is None)
+
+
+def _still_measured(key: str, then: Any, now: Any) -> bool:
+    """Other rows, texts, benchmarks and methods: what is measured is kept with what it was measured on."""
+    if key.startswith("analyze."):
+        return key != "analyze.embedder"
+    new_method = key.startswith("train") and (then is None or now is None)
+    return new_method or _in_select(key, then, now) or _other_benchmarks(key, then, now)
 
 
 ONLY = {

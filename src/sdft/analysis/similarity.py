@@ -45,7 +45,7 @@ def text_metrics() -> dict[str, TextMetric]:
 
 def _bleu4() -> TextMetric:
     """Sentence BLEU with up to 4 words in a row, of as many orders as the reply has words for."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU(effective_order=True)
 

@@ -432,7 +432,7 @@ class TransformersEngine:
                 [row] = batch
                 ids = torch.tensor([row.ids], device=self.device)
                 logits = self.model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1]
-            scores = logits.float().log_softmax(-1).split([len(row.reply) for row in batch[start:end]])
+            scores = torch.split(logits.float().log_softmax(-1), [len(row.reply) for row in batch[start:end]])
             for row, part in zip(batch[start:end], scores, strict=True):
                 yield row.item, torch.tensor(row.reply, dtype=torch.long, device=self.device), part
             start = end
@@ -450,7 +450,7 @@ class TransformersEngine:
             ids = [token for row in batch for token in row.ids]
             positions = [position for length in lengths for position in range(length)]
             idle = [0] * (MIN_SLOTS - len(ids))  # ignored
-            whole = self._hidden([ids + idle], [positions + idle], cache)[0, : len(ids)].split(lengths)
+            whole = torch.split(self._hidden([ids + idle], [positions + idle], cache)[0, : len(ids)], lengths)
         else:
             width = max(lengths)
             padded = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in batch], device=self.device)

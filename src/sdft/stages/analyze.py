@@ -231,7 +231,8 @@ def _write_shift(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     rows = [row for row in read_jsonl(path, Shift) if (row.model, row.benchmark, row.id) in order]
     found = {(row.model, row.benchmark, row.id): row for row in rows}
     write_jsonl(path, [found[key] for key in order])
-    write_json(run / "analyze/shift.json", [_shift_summary(key, rows) for key, some in pairs.items() if some])
+    replies = [_shift_summary(key, rows) for key, some in pairs.items() if some]
+    write_json(run / "analyze/shift.json", {"replies": replies})
     return notes
 
 
@@ -283,5 +284,5 @@ def _write_weights(recipe: Recipe, run: RunDir) -> list[str]:
             "layers": by_layer(changes),
             "modules": [{"module": c.module, "norm": c.norm, "base_norm": c.base_norm} for c in changes],
         }
-    write_json(run / "analyze/weights.json", found)
+    write_json(run / "analyze/weights.json", {"methods": found})
     return notes
