@@ -18,7 +18,7 @@ LAYERS = (
     {"recipe"},
     {"stages", "manifest", "inspection", "training", "analysis"},
     {"pipeline", "api"},
-    {"scoreboard", "sweep"},
+    {"scoreboard", "grid"},
     {"cli"},
     {"__init__", "__main__"},
 )

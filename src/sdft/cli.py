@@ -121,6 +121,31 @@ def report(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = F
     _run(recipe, overrides, quiet, only="report")
 
 
+@app.command()
+def sweep(
+    recipe: RecipeArgument,
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE[,VALUE]...",
+            help="Keys to sweep over with their values, such as train.distilled_fraction=0,0.5,1 seed=0,1,2; "
+            "a key with one value is set for all runs.",
+        ),
+    ],
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe at every combination of some settings, or go on with it. Prints the table over them."""
+    from sdft.console import Console
+    from sdft.grid import parse_settings, show_table, sweep_written
+
+    console = Console(quiet)
+    grid, overrides = parse_settings(settings)
+    with _resumable():
+        result = sweep_written(recipe, grid, overrides, console)
+    show_table(result.table, console)
+    print(f"sweep: {result.report}")
+
+
 def _run(
     recipe: str, overrides: list[str] | None, quiet: bool, *, redo: str | None = None, only: str | None = None
 ) -> None:

@@ -55,7 +55,9 @@ def weight_changes(seed: ModelConfig, folder: Path) -> list[ModuleChange]:
                 ModuleChange(name, _product_norm(a, b) * scale, base.norm(f"{name}.weight"))
                 for name, a, b, scale in _lora(folder)
             ]
-        before = {name: (a, b, scale) for name, a, b, scale in _lora(adapter_folder(seed.adapter))} if seed.adapter else {}
+        before = (
+            {name: (a, b, scale) for name, a, b, scale in _lora(adapter_folder(seed.adapter))} if seed.adapter else {}
+        )
         return list(_differences(base, _Weights(folder, stack), before))
 
 

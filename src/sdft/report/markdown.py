@@ -14,7 +14,12 @@ from sdft.report.verdict import display, metric_name
 
 def render_markdown(report: Report) -> str:
     """The whole text."""
-    return "\n".join([*_head(report), *_verdict(report), *_scoreboard(report), *_selection(report), *_analyses(report)]).rstrip() + "\n"
+    return (
+        "\n".join(
+            [*_head(report), *_verdict(report), *_scoreboard(report), *_selection(report), *_analyses(report)]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def _head(report: Report) -> Iterator[str]:

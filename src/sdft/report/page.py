@@ -46,7 +46,7 @@ def render_html(run: Run, report: Report) -> str:
     """The whole page."""
     from markupsafe import Markup
 
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     # Marked as safe: our own style sheet, and charts, which escape their labels themselves.
     return template.render(
         report=report,
@@ -66,7 +66,8 @@ def render_html(run: Run, report: Report) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Jinja with autoescape; every value that is printed has its hidden characters made visible."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
