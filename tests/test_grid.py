@@ -171,7 +171,7 @@ def test_scores_are_means_over_seeds_with_students_interval(tmp_path: Path, valu
     [found] = aggregate(tmp_path, [*points, unfinished], [])
     assert found.value == pytest.approx(sum(values) / len(values))
     assert found.seeds == list(range(len(values)))
-    if len(values) == 1:
+    if len(set(values)) == 1:
         assert (found.low, found.high) == (0.25, 0.5)
     else:
         low, high = t_interval(values)

@@ -48,7 +48,7 @@ class SweepScore(Fact):
     value: float
     """The mean over seeds, as stored: a rate of 0.52 is 52 %."""
     low: float
-    """95 %: Student's t over two and more seeds; for one seed the run's own interval, over its test rows."""
+    """95 %: Student's t over seeds; for one seed, or seeds that change nothing, the run's own, over its test rows."""
     high: float
     seeds: list[int]
     n: int
@@ -107,7 +107,7 @@ def _over_seeds(
 ) -> SweepScore:
     _, scores, first = found[0]
     values = [score.value for _, _, score in found]
-    low, high = t_interval(values) if len(values) > 1 else (first.low, first.high)
+    low, high = t_interval(values) if len(set(values)) > 1 else (first.low, first.high)
     if first.kind == "rate":
         low, high = max(0.0, low), min(1.0, high)
     return SweepScore(
@@ -147,7 +147,10 @@ def note(sweep: Sweep) -> str:
     done, of = sum(point.finished for point in sweep.points), len(sweep.points)
     runs = f"{done} of {of} runs are finished. " if done < of else ""
     if len(sweep.seeds) > 1:
-        return f"{runs}Means over seeds {', '.join(map(str, sweep.seeds))}; in brackets 95 % intervals over seeds (t)."
+        return (
+            f"{runs}Means over seeds {', '.join(map(str, sweep.seeds))}; in brackets 95 % intervals over seeds (t; "
+            "where all seeds agree to the last digit, one run's interval over its test rows)."
+        )
     return f"{runs}One seed: in brackets 95 % intervals over the test rows, which do not speak of other seeds."
 
 
