@@ -16,9 +16,9 @@ LAYERS = (
     {"engines"},
     {"benchmarks", "rendering", "candidates", "report"},
     {"recipe"},
-    {"stages", "manifest", "inspection", "training"},
+    {"stages", "manifest", "inspection", "training", "analysis"},
     {"pipeline", "api"},
-    {"scoreboard", "untrained"},
+    {"scoreboard", "untrained", "grid"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -13,7 +13,7 @@ from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
 from sdft.engines import Continuation, DistributionEngine, Engine, Request, Sampling
 from sdft.errors import RunError
-from sdft.models import ModelConfig
+from sdft.models import ModelConfig, trained
 from sdft.recipe import Recipe
 from sdft.records import Comparison, Completion, Example, Prediction, Verdict
 from sdft.rendering import Prompter, open_prompter
@@ -92,12 +92,7 @@ def label_of(benchmark: AnyBenchmark) -> str:
 
 def tuned_model(recipe: Recipe, run: RunDir, model: str) -> ModelConfig:
     """The seed model, or what `train/<method>` holds: an adapter on the seed, or a whole model."""
-    if model == SEED:
-        return recipe.model
-    folder = run / f"train/{model}"
-    if (folder / "adapter_config.json").is_file():
-        return recipe.model.model_copy(update={"adapter": str(folder)})
-    return recipe.model.model_copy(update={"name": str(folder), "revision": None, "adapter": None})
+    return recipe.model if model == SEED else trained(recipe.model, run / f"train/{model}")
 
 
 def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> list[str]:
