@@ -199,7 +199,7 @@ def test_source_is_settled_when_the_recipe_is_read(monkeypatch: pytest.MonkeyPat
     ("settings", "said"),
     [
         ({"tasks": ["arc_easy", "arc_easy"]}, "'arc_easy' is named twice"),
-        ({"tasks": []}, "at least 1"),
+        ({"tasks": []}, "at least one"),
         ({"num_fewshot": {"truthfulqa_mc1": 5}}, "six examples in the prompt"),
         ({"num_fewshot": {"mmlu": -1}}, "no number of examples"),
         ({"template": "plain"}, "template: has no effect"),
