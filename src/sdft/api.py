@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.checks import AnyCheck, Check
 from sdft.console import Console
 from sdft.engines import AnyEngine, Sampling
@@ -133,6 +134,7 @@ def evaluate(
 ) -> list[Prediction]:
     """A model's judged replies to a benchmark, in the dataset's order. Greedy where nothing else is said.
 
+    `knowledge` asks the model itself, without engine, prompt and sampling.
     `drift` compares two models and has no meaning for one alone: its replies are measured for length only.
     Raises BenchmarkError, DataError, ModelError, PromptError and EngineError.
     """
@@ -141,6 +143,9 @@ def evaluate(
     model = _model(model)
     settings = _engine(engine)
     bench = _parse("benchmark", TypeAdapter(AnyBenchmark), benchmark)
+    if isinstance(bench, HarnessBenchmark):
+        with TemporaryDirectory() as folder:
+            return bench.measure(model, Path(folder, Path(model.name).name, stage.label_of(bench)), Console())
     prompter = open_prompter(prompt or PromptConfig(), settings, model)
     with closing(settings.open(model)) as opened:
         found = {

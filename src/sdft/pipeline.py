@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.console import Console
 from sdft.data.config import DataConfig
 from sdft.errors import ModelError, RecipeError, RunError, SdftError
@@ -25,8 +25,8 @@ from sdft.recipe import AnalyzeConfig, Method, Recipe, dump_recipe, load_recipe,
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
-SPEED_ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after"}
-"""Engine settings that change when replies come, not what they say; a run goes on with other ones."""
+SPEED_ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after", "batch_size"}
+"""Settings of engines and benchmarks that change how fast a run goes, not what comes of it; it goes on with others."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     problems = _unobtainable_data(recipe) if "data" in kinds else []
     if "train" in kinds:
         problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
+    elif "eval" in kinds and _measures_model(recipe):
+        problems += _lacking_model(recipe.model)
     if "eval" in kinds:
         problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe.evaluate.benchmarks)
     if "analyze" in kinds:
@@ -134,12 +136,11 @@ def _weights(stage: Stage, recipe: Recipe, run_dir: RunDir, stages: Sequence[Sta
     Raises RunError where the run's other stages were made with other files under the same name.
     """
     kind = stage.name.split("/")[0]
-    engine = {"distill": recipe.distill.engine, "eval": recipe.evaluate.engine, "analyze": recipe.evaluate.engine}.get(
-        kind
-    )
+    engine = {"distill": recipe.distill.engine, "eval": recipe.evaluate.engine}.get(kind)
     if kind == "analyze" and recipe.analyze.nll:
         engine = recipe.evaluate.engine
-    if kind != "train" and (engine is None or engine.name != "transformers"):
+    measured = kind == "eval" and _measures_model(recipe)
+    if kind != "train" and not measured and (engine is None or engine.name != "transformers"):
         return None
     weights = identify(recipe.model)
     for other in stages:
@@ -229,7 +230,12 @@ def lacking(recipe: Recipe) -> list[str]:
 
 def _loads_model(recipe: Recipe) -> bool:
     engines = {recipe.evaluate.engine.name} | ({recipe.distill.engine.name} if recipe.data else set())
-    return bool(recipe.methods) or recipe.prompt.style == "chat" or engines != {"scripted"}
+    return bool(recipe.methods) or recipe.prompt.style == "chat" or engines != {"scripted"} or _measures_model(recipe)
+
+
+def _measures_model(recipe: Recipe) -> bool:
+    """Whether a benchmark loads the model by itself, whatever the engine."""
+    return any(isinstance(benchmark, HarnessBenchmark) for benchmark in recipe.evaluate.benchmarks)
 
 
 def _lacking_model(model: ModelConfig | None) -> list[str]:
@@ -309,7 +315,10 @@ def plan(recipe: Recipe) -> list[Stage]:
     for section in ("distill", "evaluate"):
         engine = tree[section]["engine"]
         tree[section]["engine"] = {key: value for key, value in engine.items() if key not in SPEED_ONLY}
-    tree["evaluate"]["benchmarks"] = {b["label"] or b["name"]: b for b in tree["evaluate"]["benchmarks"]}
+    tree["evaluate"]["benchmarks"] = {
+        b["label"] or b["name"]: {key: value for key, value in b.items() if key not in SPEED_ONLY}
+        for b in tree["evaluate"]["benchmarks"]
+    }
 
     def reads(sections: str, prompt: str, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """These sections and prompt keys of the recipe, beside what the stages before it read."""

@@ -10,16 +10,18 @@ from typing import Annotated
 from pydantic import Field
 
 from sdft.benchmarks.advbench import AdvBench
-from sdft.benchmarks.base import Benchmark, Metric
+from sdft.benchmarks.base import Benchmark, HarnessBenchmark, Metric
 from sdft.benchmarks.bfcl_simple import BfclSimple
 from sdft.benchmarks.drift import Drift
 from sdft.benchmarks.gsm8k import Gsm8k
+from sdft.benchmarks.ifeval import IfEval
+from sdft.benchmarks.knowledge import Knowledge
 from sdft.benchmarks.multiarith import MultiArith
 from sdft.benchmarks.openfunction import OpenFunction
 from sdft.benchmarks.reasoning_gym import ReasoningGym
 
 AnyBenchmark = Annotated[
-    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | AdvBench | Drift,
+    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | AdvBench | Drift | IfEval | Knowledge,
     Field(discriminator="name"),
 ]
 
@@ -30,6 +32,9 @@ __all__ = [
     "BfclSimple",
     "Drift",
     "Gsm8k",
+    "HarnessBenchmark",
+    "IfEval",
+    "Knowledge",
     "Metric",
     "MultiArith",
     "OpenFunction",

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdft.checks import Check
+from sdft.console import Console
 from sdft.data import load_examples
 from sdft.data import missing as missing_data
 from sdft.data.config import DataConfig
 from sdft.engines import Sampling
-from sdft.records import Example, Metric, Settings, Verdict
+from sdft.errors import BenchmarkError
+from sdft.models import ModelConfig
+from sdft.records import Example, Metric, Prediction, Settings, Verdict
 
-__all__ = ["Benchmark", "DatasetBenchmark", "Metric"]
+__all__ = ["Benchmark", "DatasetBenchmark", "HarnessBenchmark", "Metric"]
 
 
 class Benchmark(Settings):
@@ -84,3 +88,29 @@ class DatasetBenchmark(Benchmark):
         problem = missing_data(self.data())
         if problem:
             yield problem
+
+
+class HarnessBenchmark(Benchmark):
+    """Measures a model by itself: it asks no engine for replies, and judges none.
+
+    It loads the recipe's model with transformers, whichever engine the recipe evaluates with. A subclass adds
+    `measure` in place of `judge`.
+    """
+
+    @model_validator(mode="after")
+    def _without_replies(self) -> Self:
+        for key in ("sampling", "template"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: has no effect here, for no replies are generated; leave it out")
+        return self
+
+    def measure(self, model: ModelConfig, folder: Path, console: Console) -> list[Prediction]:
+        """One row for each of `examples`, in that order. Work is kept in `folder`, and gone on with there.
+
+        Raises BenchmarkError, EngineError and ModelError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how it measures a model")
+
+    def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
+        """Raises BenchmarkError: there is no reply to be judged."""
+        raise BenchmarkError(f"{self.label or type(self).__name__}: measures a model, and judges no replies")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
@@ -99,9 +99,16 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
     """Write `eval/<model>/<benchmark>/` for all benchmarks; replies that are there are kept. Returns notes."""
     config = tuned_model(recipe, run, model)
     notes: list[str] = []
+    for benchmark in recipe.evaluate.benchmarks:  # before the engine holds the model's memory
+        if isinstance(benchmark, HarnessBenchmark):
+            path = run / f"eval/{model}/{label_of(benchmark)}/predictions.jsonl"
+            write_jsonl(path, benchmark.measure(config, path.parent, console))
+            notes += _write_scores(benchmark, model, None, path, benchmark.examples())
     with ExitStack() as stack:
         engine: Engine | None = None
         for benchmark in recipe.evaluate.benchmarks:
+            if isinstance(benchmark, HarnessBenchmark):
+                continue
             sampling = benchmark.sampling or recipe.evaluate.sampling
             path = run / f"eval/{model}/{label_of(benchmark)}/predictions.jsonl"
             examples = benchmark.examples()
@@ -167,9 +174,12 @@ def _divergences(
 
 
 def _write_scores(
-    benchmark: AnyBenchmark, model: str, sampling: Sampling, path: Path, examples: Sequence[Example]
+    benchmark: AnyBenchmark, model: str, sampling: Sampling | None, path: Path, examples: Sequence[Example]
 ) -> list[str]:
-    """Put the predictions into the dataset's order and write `scores.json` beside them. Returns notes."""
+    """Put the predictions into the dataset's order and write `scores.json` beside them. Returns notes.
+
+    `sampling` is None where no reply was generated.
+    """
     found = {prediction.id: prediction for prediction in read_jsonl(path, Prediction)}
     predictions = [found[example.id] for example in examples]
     write_jsonl(path, predictions)
@@ -177,9 +187,10 @@ def _write_scores(
     failed = Counter(p.verdict.reason for p in predictions if p.finish == "error")
     cut = sum(p.finish == "length" for p in predictions)
     notes = [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
-    notes += [f"{cut} of {len(predictions)} replies were cut at {sampling.max_new_tokens} tokens"] if cut else []
+    if cut and sampling:
+        notes.append(f"{cut} of {len(predictions)} replies were cut at {sampling.max_new_tokens} tokens")
     unmeasured = [name for name in benchmark.METRICS if not any(name in p.values for p in predictions)]
-    if unmeasured and model != SEED:
+    if unmeasured and model != SEED and sampling:
         notes.append(f"not measured with this engine: {', '.join(unmeasured)}")
     write_json(
         path.with_name("scores.json"),
@@ -189,7 +200,7 @@ def _write_scores(
             "label": label,
             "role": benchmark.ROLE,
             "n": len(predictions),
-            "sampling": sampling.model_dump(),
+            "sampling": sampling.model_dump() if sampling else {},
             "main": next(iter(benchmark.METRICS)),
             "scores": [s.model_dump() for s in score(model, label, benchmark.METRICS, predictions)],
             "groups": _group_means(predictions),
