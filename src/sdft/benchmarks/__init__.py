@@ -14,12 +14,14 @@ from sdft.benchmarks.base import Benchmark, Metric
 from sdft.benchmarks.bfcl_simple import BfclSimple
 from sdft.benchmarks.drift import Drift
 from sdft.benchmarks.gsm8k import Gsm8k
+from sdft.benchmarks.humaneval import HumanEval
+from sdft.benchmarks.mbpp import Mbpp
 from sdft.benchmarks.multiarith import MultiArith
 from sdft.benchmarks.openfunction import OpenFunction
 from sdft.benchmarks.reasoning_gym import ReasoningGym
 
 AnyBenchmark = Annotated[
-    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | AdvBench | Drift,
+    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | HumanEval | Mbpp | AdvBench | Drift,
     Field(discriminator="name"),
 ]
 
@@ -30,6 +32,8 @@ __all__ = [
     "BfclSimple",
     "Drift",
     "Gsm8k",
+    "HumanEval",
+    "Mbpp",
     "Metric",
     "MultiArith",
     "OpenFunction",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from sdft.data import load_examples
 from sdft.data import missing as missing_data
 from sdft.data.config import DataConfig
 from sdft.engines import Sampling
-from sdft.records import Example, Metric, Settings, Verdict
+from sdft.records import Example, Metric, Prediction, Settings, Verdict
 
 __all__ = ["Benchmark", "DatasetBenchmark", "Metric"]
 
@@ -29,6 +29,9 @@ class Benchmark(Settings):
     """`retention`: measures what fine-tuning should not change."""
     TEMPLATES: ClassVar[dict[str, str]] = {}
     """Prompt style → the template that belongs to this benchmark; other styles use the recipe's `prompt.infer`."""
+
+    PARALLEL: ClassVar[bool] = False
+    """Whether replies are judged several at a time; for a `judge` that waits for other processes."""
 
     label: str | None = Field(default=None, pattern=r"^\w[\w.-]*$")
     """A name for this entry where one benchmark stands twice in a recipe, and its folder's; default: its `name`."""
@@ -50,6 +53,18 @@ class Benchmark(Settings):
     def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
         """The verdict on one reply, and this row's value of each metric of METRICS."""
         raise NotImplementedError(f"{type(self).__name__} must say how it judges a reply")
+
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics that these settings give, the main one first; METRICS."""
+        return self.METRICS
+
+    def combine(self, predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+        """The rows that scores and comparisons are about: several samples of a problem made one; all as they are."""
+        return predictions
+
+    def notes(self) -> Sequence[str]:
+        """What a reader of the scores must know of how they came about."""
+        return ()
 
     def groups(self, example: Example) -> str | None:
         """A category of this row for tables within the benchmark, or None."""
