@@ -124,8 +124,8 @@ def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
         return {"bytes": value.hex()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
-    for name, kind in TYPES.items():
-        if value is kind:
+    for name, builtin in TYPES.items():
+        if value is builtin:
             return {"type": name}
     return refer(value)
 
