@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test check bench reference-smoke picture clean
+.PHONY: demo test sandbox check bench reference-smoke picture clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
 
 test: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python -m pytest
+
+# What models write is run in bubblewrap; where it is not to be had, the tests that need it are skipped.
+sandbox:
+	@command -v bwrap || { [ "$$(id -u)" = 0 ] && command -v apt-get && timeout 300 apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq bubblewrap; } || \
+	  echo "bubblewrap cannot be installed here: its tests will be skipped"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check src tests bench

@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sdft"
 LAYERS = (
     {"errors", "records"},
-    {"rundir", "console", "prompts", "checks", "data", "models", "stats"},
+    {"rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox"},
     {"engines"},
     {"benchmarks", "rendering", "candidates", "report"},
     {"recipe"},

@@ -102,6 +102,11 @@ def _paired(metric: Metric, pairs: Sequence[tuple[float, float]]) -> tuple[float
     return mean, tango(gained, lost, len(pairs)), mcnemar(gained, lost)
 
 
+def pass_at_k(n: int, passed: int, k: int) -> float:
+    """The chance that one of k replies, drawn from n of which `passed` pass, passes (Chen et al., 2021); k <= n."""
+    return 1 - math.comb(n - passed, k) / math.comb(n, k)
+
+
 def wilson(successes: float, n: int) -> Interval:
     """Wilson's score interval of a share, 0 <= successes <= n and n > 0 (Wilson, JASA 22, 1927)."""
     share, spread = successes / n, Z * Z / n

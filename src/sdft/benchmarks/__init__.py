@@ -14,14 +14,26 @@ from sdft.benchmarks.base import Benchmark, HarnessBenchmark, Metric
 from sdft.benchmarks.bfcl_simple import BfclSimple
 from sdft.benchmarks.drift import Drift
 from sdft.benchmarks.gsm8k import Gsm8k
+from sdft.benchmarks.humaneval import HumanEval
 from sdft.benchmarks.ifeval import IfEval
 from sdft.benchmarks.knowledge import Knowledge
+from sdft.benchmarks.mbpp import Mbpp
 from sdft.benchmarks.multiarith import MultiArith
 from sdft.benchmarks.openfunction import OpenFunction
 from sdft.benchmarks.reasoning_gym import ReasoningGym
 
 AnyBenchmark = Annotated[
-    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | AdvBench | Drift | IfEval | Knowledge,
+    ReasoningGym
+    | BfclSimple
+    | OpenFunction
+    | Gsm8k
+    | MultiArith
+    | HumanEval
+    | Mbpp
+    | AdvBench
+    | Drift
+    | IfEval
+    | Knowledge,
     Field(discriminator="name"),
 ]
 
@@ -33,8 +45,10 @@ __all__ = [
     "Drift",
     "Gsm8k",
     "HarnessBenchmark",
+    "HumanEval",
     "IfEval",
     "Knowledge",
+    "Mbpp",
     "Metric",
     "MultiArith",
     "OpenFunction",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -34,6 +34,9 @@ class Benchmark(Settings):
     TEMPLATES: ClassVar[dict[str, str]] = {}
     """Prompt style → the template that belongs to this benchmark; other styles use the recipe's `prompt.infer`."""
 
+    PARALLEL: ClassVar[bool] = False
+    """Whether replies are judged several at a time; for a `judge` that waits for other processes."""
+
     label: str | None = Field(default=None, pattern=r"^\w[\w.-]*$")
     """A name for this entry where one benchmark stands twice in a recipe, and its folder's; default: its `name`."""
     limit: int | None = Field(default=None, ge=1)
@@ -54,6 +57,18 @@ class Benchmark(Settings):
     def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
         """The verdict on one reply, and this row's value of each metric of METRICS."""
         raise NotImplementedError(f"{type(self).__name__} must say how it judges a reply")
+
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics that these settings give, the main one first; METRICS."""
+        return self.METRICS
+
+    def combine(self, predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+        """The rows that scores and comparisons are about: several samples of a problem made one; all as they are."""
+        return predictions
+
+    def notes(self) -> Sequence[str]:
+        """What a reader of the scores must know of how they came about."""
+        return ()
 
     def groups(self, example: Example) -> str | None:
         """A category of this row for tables within the benchmark, or None."""

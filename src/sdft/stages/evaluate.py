@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import os
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -57,12 +59,35 @@ def evaluate(
                 shared, prompt.messages,
             )  # fmt: skip
 
-    for completion in engine.generate(requests(), sampling):
-        example = flying.pop(completion.id)
-        yield _judged(benchmark, example, completion, (values or {}).get(example.id, {}))
+    replies = ((flying.pop(reply.id), reply) for reply in engine.generate(requests(), sampling))
+    yield from _all_judged(benchmark, replies, values or {})
     for example in refused:
         none = Completion(id=example.id, text="", finish="error", prompt_tokens=0, tokens=0, error=PROMPT_TOO_LONG)
         yield _judged(benchmark, example, none, {})
+
+
+def _all_judged(
+    benchmark: AnyBenchmark,
+    replies: Iterable[tuple[Example, Completion]],
+    values: Mapping[str, Mapping[str, float]],
+) -> Iterator[Prediction]:
+    """Judge replies in the order that they come in; some benchmarks' several at a time, while the engine goes on."""
+    jobs = ((benchmark, example, reply, values.get(example.id, {})) for example, reply in replies)
+    if not benchmark.PARALLEL:
+        yield from (_judged(*job) for job in jobs)
+        return
+    cores = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores)
+    waiting: deque[Future[Prediction]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(_judged, *job))
+            while waiting and (waiting[0].done() or len(waiting) > 4 * cores):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _judged(benchmark: AnyBenchmark, example: Example, completion: Completion, more: Mapping[str, float]) -> Prediction:
@@ -181,15 +206,17 @@ def _write_scores(
     `sampling` is None where no reply was generated.
     """
     found = {prediction.id: prediction for prediction in read_jsonl(path, Prediction)}
-    predictions = [found[example.id] for example in examples]
-    write_jsonl(path, predictions)
+    replies = [found[example.id] for example in examples]
+    write_jsonl(path, replies)
+    predictions, metrics = benchmark.combine(replies), benchmark.metrics()
     label = label_of(benchmark)
-    failed = Counter(p.verdict.reason for p in predictions if p.finish == "error")
-    cut = sum(p.finish == "length" for p in predictions)
-    notes = [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
+    failed = Counter(p.verdict.reason for p in replies if p.finish == "error")
+    cut = sum(p.finish == "length" for p in replies)
+    notes = [*benchmark.notes()]
+    notes += [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
     if cut and sampling:
-        notes.append(f"{cut} of {len(predictions)} replies were cut at {sampling.max_new_tokens} tokens")
-    unmeasured = [name for name in benchmark.METRICS if not any(name in p.values for p in predictions)]
+        notes.append(f"{cut} of {len(replies)} replies were cut at {sampling.max_new_tokens} tokens")
+    unmeasured = [name for name in metrics if not any(name in p.values for p in predictions)]
     if unmeasured and model != SEED and sampling:
         notes.append(f"not measured with this engine: {', '.join(unmeasured)}")
     write_json(
@@ -201,8 +228,8 @@ def _write_scores(
             "role": benchmark.ROLE,
             "n": len(predictions),
             "sampling": sampling.model_dump() if sampling else {},
-            "main": next(iter(benchmark.METRICS)),
-            "scores": [s.model_dump() for s in score(model, label, benchmark.METRICS, predictions)],
+            "main": next(iter(metrics)),
+            "scores": [s.model_dump() for s in score(model, label, metrics, predictions)],
             "groups": _group_means(predictions),
             "notes": notes,
         },
@@ -232,9 +259,9 @@ def run_compare(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
         label = label_of(benchmark)
         for model, baseline in pairs:
             rows, others = (
-                list(read_jsonl(run / f"eval/{name}/{label}/predictions.jsonl", Prediction))
+                benchmark.combine(list(read_jsonl(run / f"eval/{name}/{label}/predictions.jsonl", Prediction)))
                 for name in (model, baseline)
             )
-            comparisons += compare(model, baseline, label, benchmark.METRICS, rows, others)
+            comparisons += compare(model, baseline, label, benchmark.metrics(), rows, others)
     write_json(run / "eval/comparisons.json", [comparison.model_dump() for comparison in comparisons])
     return []
