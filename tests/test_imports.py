@@ -25,7 +25,7 @@ LAYERS = (
 """From the bottom up: a module imports from its own layer or below, never from above."""
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "scipy", "matplotlib", "jinja2", "rich",
-    "numpy", "pyarrow", "reasoning_gym", "gguf", "safetensors", "tokenizers", "huggingface_hub",
+    "numpy", "pyarrow", "reasoning_gym", "gguf", "safetensors", "tokenizers", "huggingface_hub", "openai", "httpx2",
 }  # fmt: skip
 
 

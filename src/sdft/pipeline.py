@@ -8,20 +8,25 @@ data ─► distill ─► select ─► train/sdft ─► eval/sdft ─┐
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdft.console import Console
+from sdft.engines import AnyEngine, OpenAISettings
 from sdft.errors import RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
 from sdft.models import lacking as model_lacking
 from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
+from sdft.rendering import needs_tokenizer
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
-SPEED_ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after"}
+SPEED_ONLY = {
+    "max_batch_size", "prefill_tokens", "latency", "die_after", "base_url", "api_key_env", "max_concurrency", "timeout",
+    "max_retries", "patience", "prompt_price", "completion_price",
+}  # fmt: skip
 """Engine settings that change when replies come, not what they say; a run goes on with other ones."""
 
 
@@ -115,6 +120,7 @@ def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     kinds = {stage.name.split("/")[0] for stage in todo}
     problems = _lacking_data(recipe) if "data" in kinds else []
     problems += _lacking_model(recipe) if "train" in kinds else []
+    problems += [what for kind, what in _lacking_servers(recipe) if kind in kinds]
     if "eval" in kinds:
         problems += _lacking_benchmarks(recipe) or _unreadable_benchmarks(recipe)
     if problems:
@@ -153,15 +159,25 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
 
 def lacking(recipe: Recipe) -> list[str]:
     """Data and packages that the recipe needs and that are not here, each with how to get it."""
-    return [*_lacking_model(recipe), *_lacking_data(recipe), *_lacking_benchmarks(recipe)]
+    servers = [what for _, what in _lacking_servers(recipe)]
+    return [*_lacking_model(recipe), *_lacking_data(recipe), *servers, *_lacking_benchmarks(recipe)]
 
 
 def _lacking_model(recipe: Recipe) -> list[str]:
-    engines = (recipe.distill.engine.name, recipe.evaluate.engine.name)
-    if set(engines) == {"scripted"} and not recipe.methods:
+    engines = [recipe.distill.engine, *([recipe.evaluate.engine] if recipe.evaluate.benchmarks else [])]
+    if not recipe.methods and not any(needs_tokenizer(recipe.prompt, engine) for engine in engines):
         return []  # nothing loads it
     found = model_lacking(recipe.model)
     return [f"model {found}"] if found else []
+
+
+def _lacking_servers(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The kind of stage that asks a server, and what it takes to ask it."""
+    stages: list[tuple[str, str, AnyEngine]] = [("distill", "distill", recipe.distill.engine)]
+    stages += [("eval", "evaluate", recipe.evaluate.engine)] if recipe.evaluate.benchmarks else []
+    for kind, section, engine in stages:
+        for what in engine.missing() if isinstance(engine, OpenAISettings) else ():
+            yield kind, f"{section}.engine: {what}"
 
 
 def _lacking_data(recipe: Recipe) -> list[str]:

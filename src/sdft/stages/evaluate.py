@@ -11,7 +11,8 @@ from sdft.benchmarks import AnyBenchmark
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
-from sdft.engines import Continuation, DistributionEngine, Engine, Request, Sampling
+from sdft.engines import Continuation, DistributionEngine, Engine, OpenAISettings, Request, Sampling
+from sdft.engines.openai import OpenAIEngine
 from sdft.errors import RunError
 from sdft.models import ModelConfig
 from sdft.recipe import Recipe
@@ -91,9 +92,14 @@ def label_of(benchmark: AnyBenchmark) -> str:
 
 
 def tuned_model(recipe: Recipe, run: RunDir, model: str) -> ModelConfig:
-    """The seed model, or what `train/<method>` holds: an adapter on the seed, or a whole model."""
+    """The seed model, or what `train/<method>` holds: an adapter on the seed, or a whole model.
+
+    Where a server evaluates, a tuned model is what the server calls it.
+    """
     if model == SEED:
         return recipe.model
+    if isinstance(recipe.evaluate.engine, OpenAISettings):
+        return recipe.model.model_copy(update={"name": recipe.evaluate.engine.models[model], "adapter": None})
     folder = run / f"train/{model}"
     if (folder / "adapter_config.json").is_file():
         return recipe.model.model_copy(update={"adapter": str(folder)})
@@ -128,6 +134,8 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                             writer.write(prediction)
                             task.advance(extra=prediction.tokens)
             notes += _write_scores(benchmark, model, sampling, path, examples)
+        if isinstance(engine, OpenAIEngine) and engine.settings.priced:
+            notes.append(f"{model}, in its last call: {engine.settings.bill(engine.prompt_tokens, engine.tokens)}")
     return notes
 
 
