@@ -110,7 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             choice = {"text": text}
         choice |= {"index": 0, "finish_reason": self.server.finish}
-        used = {"prompt_tokens": len(prompt_of(body).split()), "completion_tokens": len(text.split())}
+        prompt_tokens, tokens = len(prompt_of(body).split()), len(text.split())
+        used = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
         return {"id": "1", "object": "made", "created": 0, "model": MODEL, "choices": [choice], "usage": used}
 
     def _misbehave(self, fault: Fault) -> None:

@@ -12,8 +12,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sdft"
 LAYERS = (
     {"errors", "records"},
-    {"rundir", "console", "prompts", "checks", "data", "models", "stats"},
+    {"rundir", "console", "prompts", "checks", "data", "models", "stats", "length_control"},
     {"engines"},
+    {"judge"},
     {"benchmarks", "rendering", "candidates", "report"},
     {"recipe"},
     {"stages", "manifest", "inspection", "training"},

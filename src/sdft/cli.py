@@ -160,7 +160,7 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe without running it: print it with all defaults, or everything that is wrong with it."""
-    from sdft.pipeline import find, lacking
+    from sdft.pipeline import find, forecasts, lacking
     from sdft.recipe import dump_recipe
 
     resolved, folder = find(recipe, overrides or ())
@@ -170,6 +170,8 @@ def check(
         raise RecipeError(f"{recipe}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
     print(dump_recipe(resolved), end="")
     print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)
+    for forecast in forecasts(resolved):
+        print(forecast, file=sys.stderr)
     if data:
         from sdft.inspection import failing_golds
 

@@ -30,6 +30,10 @@ SPEED_ONLY = {
 """Engine settings that change when replies come, not what they say; a run goes on with other ones."""
 
 
+JUDGING = ("judge_model", "orders", "difficulty")
+"""Settings of benchmarks that bear on how finished replies are judged."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run."""
@@ -201,6 +205,13 @@ def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
     return found
 
 
+def forecasts(recipe: Recipe) -> list[str]:
+    """What the recipe will ask of judge models, a line for each benchmark that has one. Reads their data."""
+    models = 1 + len(recipe.methods)
+    found = [(b.label or b.name, b.forecast(models, recipe.evaluate.sampling)) for b in recipe.evaluate.benchmarks]
+    return [f"benchmark '{label}': {forecast}" for label, forecast in found if forecast]
+
+
 # Which stages
 
 
@@ -257,8 +268,9 @@ def _in_select(key: str, then: Any, now: Any) -> bool:
 
 
 def _other_benchmarks(key: str, then: Any, now: Any) -> bool:
-    """A benchmark added or taken away: what the others measured stands."""
-    return key.startswith("evaluate.benchmarks.") and (then is None or now is None)
+    """A benchmark added or taken away, or another judge: the replies that are there stand."""
+    judging = any(f".{part}" in key for part in JUDGING)
+    return key.startswith("evaluate.benchmarks.") and (then is None or now is None or judging)
 
 
 ONLY = {

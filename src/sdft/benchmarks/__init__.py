@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sdft.benchmarks.advbench import AdvBench
+from sdft.benchmarks.alpaca_eval import AlpacaEval
 from sdft.benchmarks.base import Benchmark, Metric
 from sdft.benchmarks.bfcl_simple import BfclSimple
 from sdft.benchmarks.drift import Drift
@@ -17,14 +18,16 @@ from sdft.benchmarks.gsm8k import Gsm8k
 from sdft.benchmarks.multiarith import MultiArith
 from sdft.benchmarks.openfunction import OpenFunction
 from sdft.benchmarks.reasoning_gym import ReasoningGym
+from sdft.benchmarks.xstest import XSTest
 
 AnyBenchmark = Annotated[
-    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | AdvBench | Drift,
+    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | AdvBench | XSTest | AlpacaEval | Drift,
     Field(discriminator="name"),
 ]
 
 __all__ = [
     "AdvBench",
+    "AlpacaEval",
     "AnyBenchmark",
     "Benchmark",
     "BfclSimple",
@@ -34,4 +37,5 @@ __all__ = [
     "MultiArith",
     "OpenFunction",
     "ReasoningGym",
+    "XSTest",
 ]

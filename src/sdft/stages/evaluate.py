@@ -11,7 +11,7 @@ from sdft.benchmarks import AnyBenchmark
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
-from sdft.engines import Continuation, DistributionEngine, Engine, OpenAISettings, Request, Sampling
+from sdft.engines import AnyEngine, Continuation, DistributionEngine, Engine, OpenAISettings, Request, Sampling
 from sdft.engines.openai import OpenAIEngine
 from sdft.errors import RunError
 from sdft.models import ModelConfig
@@ -92,14 +92,9 @@ def label_of(benchmark: AnyBenchmark) -> str:
 
 
 def tuned_model(recipe: Recipe, run: RunDir, model: str) -> ModelConfig:
-    """The seed model, or what `train/<method>` holds: an adapter on the seed, or a whole model.
-
-    Where a server evaluates, a tuned model is what the server calls it.
-    """
+    """The seed model, or what `train/<method>` holds: an adapter on the seed, or a whole model."""
     if model == SEED:
         return recipe.model
-    if isinstance(recipe.evaluate.engine, OpenAISettings):
-        return recipe.model.model_copy(update={"name": recipe.evaluate.engine.models[model], "adapter": None})
     folder = run / f"train/{model}"
     if (folder / "adapter_config.json").is_file():
         return recipe.model.model_copy(update={"adapter": str(folder)})
@@ -122,7 +117,7 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                 if left:
                     if engine is None:
                         prompter = open_prompter(recipe.prompt, recipe.evaluate.engine, recipe.model)
-                        engine = stack.enter_context(closing(recipe.evaluate.engine.open(config)))
+                        engine = stack.enter_context(closing(_open(recipe.evaluate.engine, model, config)))
                     values: dict[str, dict[str, float]] = {}
                     if isinstance(benchmark, Drift) and model != SEED:
                         values = _divergences(recipe, run, benchmark, examples, sampling, prompter, engine, console)
@@ -133,10 +128,34 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                         ):
                             writer.write(prediction)
                             task.advance(extra=prediction.tokens)
+            notes += _add_further(benchmark, model, path, examples, console)
             notes += _write_scores(benchmark, model, sampling, path, examples)
         if isinstance(engine, OpenAIEngine) and engine.settings.priced:
             notes.append(f"{model}, in its last call: {engine.settings.bill(engine.prompt_tokens, engine.tokens)}")
     return notes
+
+
+def _open(settings: AnyEngine, model: str, config: ModelConfig) -> Engine:
+    """The engine for a model; a server knows a tuned one by a name of its own."""
+    if isinstance(settings, OpenAISettings) and model in settings.models:
+        config = config.model_copy(update={"name": settings.models[model], "adapter": None})
+    return settings.open(config)
+
+
+def _add_further(
+    benchmark: AnyBenchmark, model: str, path: Path, examples: Sequence[Example], console: Console
+) -> list[str]:
+    """Put into the predictions what the benchmark tells of all of them together. Returns notes."""
+    predictions = list(read_jsonl(path, Prediction))
+    values, notes = benchmark.further(model, examples, predictions, path.parent, console)
+    if benchmark.JUDGED:
+        write_jsonl(path, (_with_further(p, benchmark.JUDGED, values.get(p.id, {})) for p in predictions))
+    return [f"{model} on {label_of(benchmark)}: {note}" for note in notes]
+
+
+def _with_further(prediction: Prediction, judged: Sequence[str], values: Mapping[str, float]) -> Prediction:
+    kept = {name: value for name, value in prediction.values.items() if name not in judged}
+    return prediction.model_copy(update={"values": {**kept, **values}})
 
 
 def _divergences(
@@ -191,7 +210,7 @@ def _write_scores(
     cut = sum(p.finish == "length" for p in predictions)
     notes = [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
     notes += [f"{cut} of {len(predictions)} replies were cut at {sampling.max_new_tokens} tokens"] if cut else []
-    unmeasured = [name for name in benchmark.METRICS if not any(name in p.values for p in predictions)]
+    unmeasured = [name for name in benchmark.measured() if not any(name in p.values for p in predictions)]
     if unmeasured and model != SEED:
         notes.append(f"not measured with this engine: {', '.join(unmeasured)}")
     write_json(
@@ -203,7 +222,7 @@ def _write_scores(
             "role": benchmark.ROLE,
             "n": len(predictions),
             "sampling": sampling.model_dump(),
-            "main": next(iter(benchmark.METRICS)),
+            "main": benchmark.measured()[0],
             "scores": [s.model_dump() for s in score(model, label, benchmark.METRICS, predictions)],
             "groups": _group_means(predictions),
             "notes": notes,
