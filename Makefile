@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test check bench picture clean
+.PHONY: demo test check bench reference-smoke picture clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -22,6 +22,10 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/run.py
+
+# Each recipe of the reference, a few rows of it, on SmolLM2: a nightly job of some ten minutes on 2 cores.
+reference-smoke: $(INSTALLED)
+	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/reference_smoke.py
 
 # torch first and pinned, so that nothing draws another build; the two data packages without their own
 # dependencies, of which nothing is needed.

@@ -155,6 +155,23 @@ def test_check_lists_every_problem(sdft: Run, recipe: Path) -> None:
     assert "did you mean 'epochs'?" in err
 
 
+def test_check_tells_wrong_keys_and_missing_things_together(sdft: Run, recipe: Path) -> None:
+    code, _, err = sdft(
+        "check", recipe, "trian.epochs=3", "model=./nowhere", "data.dataset=none.jsonl", "distill.engine=transformers"
+    )
+    assert code == 2
+    assert "3 problems" in err.splitlines()[0]
+    assert "did you mean 'train'?" in err
+    assert "  - model './nowhere'" in err
+    assert "  - data: none.jsonl" in err
+
+
+def test_check_names_missing_trackers(sdft: Run, recipe: Path) -> None:
+    code, _, err = sdft("check", recipe, "train.report_to=[trackio]", "methods=[sft]")
+    assert code == 2
+    assert "pip install trackio" in err
+
+
 def test_check_names_missing_data(sdft: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SDFT_DATA_DIR", "")
     monkeypatch.setenv("SDFT_CACHE", str(tmp_path / "cache"))
@@ -172,9 +189,15 @@ def test_check_holds_the_datasets_own_replies_to_the_checks(sdft: Run, recipe: P
     code, _, err = sdft("check", recipe, "--data")
     assert code == 0
     assert "data: 14 examples; of their own replies 2 do not pass the checks" in err
-    assert re.search(r"^\S+: leak \(reference answer\)$", err, re.MULTILINE)
-    assert re.search(r"^\S+: no_number", err, re.MULTILINE)
+    assert re.search(r"^row 12 \(\S+\): leak \(reference answer\): 'See the reference", err, re.MULTILINE)
+    assert re.search(r"^row 13 \(\S+\): no_number", err, re.MULTILINE)
     assert sdft("check", recipe, "--data", "--strict")[0] == 2
+    with (tmp_path / "data.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{\n")
+    code, _, err = sdft("check", recipe, "--data", "data.on_bad_rows=skip")
+    assert code == 0
+    assert "data: 14 examples (1 bad rows skipped)" in err
+    assert "skipped: " in err
 
 
 def test_check_and_help_start_fast_without_torch(recipe: Path) -> None:
@@ -335,13 +358,17 @@ def test_list_recipes_finds_those_here_and_those_shipped(
     sdft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes/own.yaml").write_text("# A recipe of one's own.\nmodel: m\n", encoding="utf-8")
+    (tmp_path / "recipes/own.yaml").write_text("# A recipe of one's own.\nmodel: some/model\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     code, out, _ = sdft("list", "recipes")
     assert code == 0
-    assert re.search(r"^recipes/own\.yaml +A recipe of one's own\.$", out, re.MULTILINE)
-    shipped = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
-    assert all(str(path) in out for path in shipped)
+    assert re.search(r"^own +A recipe of one's own\.$", out, re.MULTILINE)
+    shipped = Path(__file__).parents[1] / "recipes"
+    names = {path.relative_to(shipped).with_suffix("").as_posix() for path in shipped.glob("**/*.yaml")}
+    assert {line.split()[0] for line in out.splitlines()} == {
+        "own", *(name for name in names if not name.endswith("base"))
+    }  # fmt: skip
+    assert sdft("check", "own", "methods=[]")[0] == 0
 
 
 def test_a_bug_keeps_its_traceback(sdft: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -463,17 +463,17 @@ def test_what_a_server_cannot_do_is_refused_when_the_recipe_is_read(tmp_path: Pa
 
 
 def test_tuned_models_go_by_the_servers_names(tmp_path: Path, server: Served) -> None:
+    from sdft.console import Console
     from sdft.rundir import RunDir
-    from sdft.stages.evaluate import tuned_model
+    from sdft.stages.evaluate import run_evaluate
 
     tree = recipe(tmp_path, server, methods=["sft"])
     tree["evaluate"]["engine"] = {**tree["evaluate"]["engine"], "models": {"seed": MODEL, "sft": "my-sft"}}
-    loaded = sdft.load_recipe(tree)
-    names = {}
-    for model in ("seed", "sft"):
-        engine: Any = loaded.evaluate.engine
-        names[model] = engine.served(tuned_model(loaded, RunDir(tmp_path), model))
-    assert names == {"seed": MODEL, "sft": "my-sft"}
+    loaded, run, quiet = sdft.load_recipe(tree), RunDir(tmp_path / "run"), Console(quiet=True)
+    run_evaluate(loaded, run, "seed", quiet)
+    notes = run_evaluate(loaded, run, "sft", quiet)
+    assert [body["model"] for body in server.bodies] == [MODEL] * 5 + ["my-sft"] * 5
+    assert notes == ["sft on drift: not measured with this engine: kl, same_argmax"]
 
 
 def test_what_is_missing_is_said_before_anything_runs(

@@ -115,6 +115,20 @@ def test_a_shared_prefix_changes_no_greedy_reply_and_no_reply_by_its_neighbours(
         assert part == {key: whole[key] for key in part}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_rows_of_all_lengths_that_come_and_go_do_not_disturb_each_other(llama: Path, dtype: DType) -> None:
+    rng = random.Random(3)
+    asked = [
+        Request(id=str(i), prompt=" ".join(rng.choices(WORDS, k=rng.choice([2, 20, 90, 180]))), seed=i)
+        for i in range(60)
+    ]
+    sampling = SAMPLED.model_copy(update={"max_new_tokens": 90})  # slots grow, shrink and move between blocks
+    whole = texts(llama, asked, sampling, 37, dtype)
+    assert len({done.tokens for done in whole.values()}) > 3
+    part = texts(llama, asked[::5], sampling, 5, dtype)
+    assert part == {key: whole[key] for key in part}
+
+
 def test_requests_with_different_prefixes_are_all_answered(llama: Path) -> None:
     heads = ["the cat is in a tree of red and blue and one two ", "how many apple in what house is it to answer of "]
     asked = [replace(r, prompt=heads[i % 2] + r.prompt, prefix=heads[i % 2]) for i, r in enumerate(requests(9))]

@@ -19,7 +19,7 @@ LAYERS = (
     {"recipe"},
     {"stages", "manifest", "inspection", "training"},
     {"pipeline", "api"},
-    {"scoreboard"},
+    {"scoreboard", "untrained"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 import sdft
+from helpers_models import save_tiny_model
 from helpers_pipeline import contents, scripted_recipe
 from sdft.pipeline import plan
-from sdft.rundir import read_json
+from sdft.rundir import file_sha256, read_json
 from sdft.stages import evaluate as evaluate_stage
 
 ALL = ("data", "distill", "select", "eval/seed", "compare", "report")
@@ -192,13 +194,37 @@ def test_the_manifest_tells_what_a_run_was_made_with(tmp_path: Path) -> None:
     assert set(manifest["durations"]) == set(ALL)
     assert manifest["versions"]["torch"]
     assert manifest["hardware"]["cores"] >= 1
-    from sdft.rundir import file_sha256
-
     assert manifest["hashes"]["select/choices.jsonl"] == file_sha256(folder / "select/choices.jsonl")
     assert "distill: 4 replies failed: scripted fault" in manifest["notes"]
     created = manifest["created"]
     sdft.run(tree, redo="report")
     assert read_json(folder / "manifest.json")["created"] == created
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    sampling = {"max_new_tokens": 2}
+    evaluate = {"engine": "transformers", "sampling": sampling, "benchmarks": [{"name": "drift", "limit": 2}]}
+    tree = scripted_recipe(tmp_path, model=str(model), evaluate=evaluate)
+    folder = sdft.run(tree).path
+    known = read_json(folder / "manifest.json")["weights"]
+    assert known == {
+        "name": str(model), "source": "folder", "sha256": file_sha256(model / "model.safetensors")
+    }  # fmt: skip
+    save_tiny_model(model, seed=1)
+    with pytest.raises(sdft.RunError, match=r"stage 'eval/seed' was made with other weights of .*model"):
+        sdft.run(tree | {"methods": ["sft"]})
+    assert not (folder / "train").exists()
+    sdft.run(tree, redo="eval")
+    assert read_json(folder / "manifest.json")["weights"]["sha256"] == file_sha256(model / "model.safetensors")
+
+
+def test_a_dry_run_in_chat_style_takes_the_models_own_template(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path, model=str(save_tiny_model(tmp_path / "model")), prompt={"style": "chat"})
+    tree["distill"]["engine"] = {"name": "scripted", "replies": {"<|im_start|>assistant": "It is {seed}."}}
+    texts = [json.loads(line)["text"] for line in rewrites(sdft.run(tree).path)]
+    assert texts
+    assert all(text.startswith("It is ") for text in texts)
 
 
 def test_bad_rows_that_are_left_out_are_noted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: what is refused, how it is said, and that every shipped one parses."""
+"""Recipes: what is refused and how it is said, and how one extends another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdft.errors import RecipeError
-from sdft.recipe import Recipe, dump_recipe, load_recipe
+from sdft.recipe import Recipe, _merged, dump_recipe, load_recipe
 
 BASE: dict[str, Any] = {"model": "some/model", "data": {"dataset": "gsm8k_train"}}
 
@@ -20,12 +20,6 @@ def problems(tree: dict[str, Any], *overrides: str) -> tuple[str, ...]:
     with pytest.raises(RecipeError) as raised:
         load_recipe({**copy.deepcopy(BASE), **tree}, overrides)
     return raised.value.problems
-
-
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("recipes/*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_parses_and_says_what_it_is(path: Path) -> None:
-    assert load_recipe(path).name == path.stem
-    assert path.read_text(encoding="utf-8").startswith("# ")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +31,8 @@ def test_every_shipped_recipe_parses_and_says_what_it_is(path: Path) -> None:
         ({"train": {"epochs": "many"}}, ["train.epochs: input should be a valid number, not 'many'"]),
         ({"data": {"dataset": "x", "limit": "5"}}, ["data.limit: input should be a valid integer, not '5'"]),
         ({"data": {}}, ["data.dataset: missing"]),
+        ({"data": None}, ["methods: sft and sdft train on a dataset, and none is named"]),
+        ({"data": None, "trian": {}}, ["methods: sft and sdft train on", "trian: unknown key"]),
         ({"methods": ["sft", "sft"]}, ["methods: method 'sft' is named twice"]),
         ({"methods": ["sdtf"]}, ["methods.0: 'sdtf' is none of sft, sdft; did you mean 'sdft'?"]),
         ({"evaluate": {"benchmarks": ["gsm9k"]}}, ["evaluate.benchmarks.0: no 'gsm9k'; did you mean 'gsm8k'?"]),
@@ -72,6 +68,98 @@ def test_what_is_wrong_is_said_with_its_key(tree: dict[str, Any], said: list[str
     assert len(found) == len(said)
     for start in said:
         assert any(start in problem for problem in found), found
+
+
+def write(folder: Path, **texts: str) -> Path:
+    """Recipe files; the first is returned."""
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder / f"{next(iter(texts))}.yaml"
+
+
+def test_a_recipe_extends_others_and_later_ones_win(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(
+        tmp_path, base="name: theirs\nmodel: m\ntrain: {epochs: 9, lora: {r: 4, alpha: 4}}\nmethods: [sft]\nseed: 1\n"
+    )
+    write(tmp_path, data="data: {dataset: d, limit: 5}\nseed: 2\nselect: {checks: [leak, number]}\n")
+    path = write(
+        tmp_path / "deep",
+        mine="extends: [../base.yaml, ../data.yaml]\ntrain: {epochs: 1, lora: {r: 8}}\nselect: {checks: [call]}\n",
+    )
+    recipe = load_recipe(path, ["data.limit=6"])
+    assert recipe.data is not None and recipe.train.lora is not None
+    assert (recipe.name, recipe.model.name, recipe.data.dataset, recipe.data.limit) == ("mine", "m", "d", 6)
+    assert (recipe.train.epochs, recipe.train.lora.r, recipe.train.lora.alpha) == (1, 8, 4), "mappings are merged"
+    assert [check.name for check in recipe.select.checks] == ["call"], "lists are replaced"
+    assert (recipe.methods, recipe.seed) == (("sft",), 2)
+    assert "extends" not in dump_recipe(recipe)
+    top = write(tmp_path, top="extends: deep/mine.yaml\ntrain: {lora: null}\nmethods: []\ndata: null\n")
+    assert (load_recipe(top).train.lora, load_recipe(top).data, load_recipe(top).train.epochs) == (None, None, 1)
+
+
+def test_a_section_with_another_name_is_another_thing(tmp_path: Path) -> None:
+    base = "model: {name: a, dtype: float16, revision: abc}\ndata: {dataset: d}\n"
+    write(tmp_path, base=base + "distill: {engine: {name: transformers, max_batch_size: 8}}\n")
+    other = load_recipe(write(tmp_path, other="extends: base.yaml\nmodel: b\ndistill: {engine: scripted}\n"))
+    assert (other.model.revision, other.model.dtype, other.distill.engine.name) == (None, "auto", "scripted")
+    same = load_recipe(write(tmp_path, same="extends: base.yaml\nmodel: {name: a, dtype: float32}\n"))
+    assert (same.model.revision, same.model.dtype) == ("abc", "float32")
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (
+            {"a": "extends: b.yaml", "b": "extends: c.yaml", "c": "extends: a.yaml"},
+            r"a\.yaml → \S*b\.yaml → \S*c\.yaml → \S*a\.yaml: recipes extend one another in a circle",
+        ),
+        ({"a": "extends: [a.yaml]"}, r"a\.yaml → \S*a\.yaml: recipes extend one another"),
+        ({"a": "extends: b.yaml", "b": "extends: gone.yaml"}, r"a\.yaml → \S*b\.yaml → \S*gone\.yaml: there is no"),
+        ({"a": "extends: {b: c}"}, r"a\.yaml: extends: the path of a recipe, or a list of them, not"),
+        ({"a": "extends: b.yaml", "b": "- x"}, r"b\.yaml: a recipe is a mapping"),
+    ],
+)
+def test_a_base_that_cannot_be_extended_is_named_with_the_way_to_it(
+    tmp_path: Path, texts: dict[str, str], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(write(tmp_path, **texts))
+
+
+def test_two_ways_to_one_base_are_no_circle(tmp_path: Path) -> None:
+    write(tmp_path, base="model: m\nmethods: []\n", one="extends: base.yaml\nseed: 1\n", two="extends: base.yaml\n")
+    assert load_recipe(write(tmp_path, top="extends: [one.yaml, two.yaml]\n")).seed == 1
+
+
+def test_a_problem_names_the_base_that_it_comes_from(tmp_path: Path) -> None:
+    base = "model: m\ntrain: {epochs: many, epoch: 1}\nevaluate: {benchmarks: [{name: drift, limt: 3}]}\n"
+    path = write(tmp_path, mine="extends: base.yaml\ndata: {dataset: d, limt: 5}\n", base=base)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path, ["train.epochs=[]"])
+    found = {problem.partition(":")[0]: problem for problem in raised.value.problems}
+    assert set(found) == {"train.epochs", "train.epoch", "evaluate.benchmarks.0.limt", "data.limt"}
+    told = {key for key, problem in found.items() if problem.endswith(f" (in {tmp_path / 'base.yaml'})")}
+    assert told == {"train.epoch", "evaluate.benchmarks.0.limt"}, "not what the recipe or the command line says"
+
+
+@given(
+    st.recursive(
+        st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner | st.lists(inner)), max_leaves=8
+    ).filter(lambda tree: isinstance(tree, dict)),
+    st.dictionaries(st.sampled_from("abcd"), st.integers() | st.dictionaries(st.sampled_from("abc"), st.integers())),
+)
+def test_what_is_on_top_stands_and_what_it_leaves_shines_through(below: Any, above: Any) -> None:
+    before = copy.deepcopy((below, above))
+    merged = _merged(below, above)
+    assert (below, above) == before
+    assert _merged(merged, above) == merged
+    assert set(merged) == {*below, *above}
+    for key in below.keys() - above.keys():
+        assert merged[key] == below[key]
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        assert merged[key] == (_merged(below[key], value) if both else value)
 
 
 def test_overrides_set_nested_keys_with_yaml_values() -> None:

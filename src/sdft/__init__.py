@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sdft.prompts import PromptConfig
     from sdft.recipe import Recipe, TrainConfig, dump_recipe, load_recipe
     from sdft.records import Choice, Comparison, Example, Message, Prediction, Rewrite, Score, Verdict
+    from sdft.untrained import eval_recipe
 
 __all__ = [
     "BenchmarkError",
@@ -70,6 +71,7 @@ __all__ = [
     "build_report",
     "distill",
     "dump_recipe",
+    "eval_recipe",
     "evaluate",
     "load_examples",
     "load_recipe",
@@ -88,6 +90,7 @@ _HOMES = {
     "sdft.prompts": ("PromptConfig",),
     "sdft.recipe": ("Recipe", "TrainConfig", "dump_recipe", "load_recipe"),
     "sdft.records": ("Choice", "Comparison", "Example", "Message", "Prediction", "Rewrite", "Score", "Verdict"),
+    "sdft.untrained": ("eval_recipe",),
 }
 
 

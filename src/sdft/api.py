@@ -19,7 +19,7 @@ from sdft.engines import AnyEngine, Sampling
 from sdft.errors import DataError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig
-from sdft.recipe import DistillConfig, TrainConfig, named
+from sdft.recipe import DistillConfig, TrainConfig, explain, named
 from sdft.records import Choice, Example, Prediction, Rewrite
 from sdft.rendering import open_prompter
 from sdft.rundir import RunDir
@@ -174,4 +174,5 @@ def _parse(what: str, adapter: TypeAdapter[T], value: object) -> T:
     try:
         return adapter.validate_python(named(value))
     except ValidationError as error:
-        raise RecipeError(f"{what}: {error.errors()[0]['msg']}") from None
+        told = explain(error.errors()[0])
+        raise RecipeError(what + (told if told.startswith(":") else f".{told}")) from None

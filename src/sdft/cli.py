@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sdft.errors import DataError, RecipeError, SdftError
+
+if TYPE_CHECKING:
+    from sdft.recipe import Recipe
 
 app = typer.Typer(
     name="sdft",
@@ -24,7 +27,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A recipe (a file, or a name from `sdft list recipes`), or a run's folder."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings in place of the recipe's, such as train.epochs=1."),
@@ -104,8 +110,36 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None
 
 
 @app.command(name="eval")
-def evaluate(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
-    """Measure the seed and each tuned model on the recipe's benchmarks. Prints the scoreboard."""
+def evaluate(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|MODEL", help="A recipe, a run's folder, or a model: hub name, folder, GGUF."),
+    ],
+    overrides: Overrides = None,
+    benchmarks: Annotated[
+        str | None, typer.Option(help="For a model: which benchmarks, such as gsm8k,advbench.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="For a model: a PEFT adapter to put on top.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="For a model: the first rows of each benchmark.")] = None,
+    redo: Redo = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a recipe's seed and tuned models on its benchmarks, or any model. Prints the scoreboard."""
+    from sdft.untrained import eval_recipe, is_recipe
+
+    if not is_recipe(recipe):
+        names = [name.strip() for name in (benchmarks or "").split(",") if name.strip()]
+        made = eval_recipe(recipe, benchmarks=names, adapter=adapter, limit=limit, overrides=overrides or ())
+        _run(made, None, quiet, redo=redo)
+        return
+    for option, value in (("--benchmarks", benchmarks), ("--adapter", adapter), ("--limit", limit)):
+        if value is not None:
+            raise RecipeError(
+                f"{option} is for a model, and {recipe} is a recipe or a run; set evaluate.benchmarks=… or "
+                "model.adapter=… instead"
+            )
     _run(recipe, overrides, quiet, redo=redo, only="eval")
 
 
@@ -116,7 +150,12 @@ def report(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = F
 
 
 def _run(
-    recipe: str, overrides: list[str] | None, quiet: bool, *, redo: str | None = None, only: str | None = None
+    recipe: str | Recipe,
+    overrides: list[str] | None,
+    quiet: bool,
+    *,
+    redo: str | None = None,
+    only: str | None = None,
 ) -> None:
     from sdft import pipeline
     from sdft.console import Console
@@ -160,14 +199,10 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe without running it: print it with all defaults, or everything that is wrong with it."""
-    from sdft.pipeline import find, forecasts, lacking
+    from sdft.pipeline import check_all, forecasts
     from sdft.recipe import dump_recipe
 
-    resolved, folder = find(recipe, overrides or ())
-    problems = lacking(resolved)
-    if problems:
-        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise RecipeError(f"{recipe}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
+    resolved, folder = check_all(recipe, overrides or ())
     print(dump_recipe(resolved), end="")
     print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)
     for forecast in forecasts(resolved):
@@ -175,10 +210,12 @@ def check(
     if data:
         from sdft.inspection import failing_golds
 
-        examples, failing = failing_golds(resolved)
-        for failure in failing:
-            print(failure, file=sys.stderr)
-        print(f"data: {examples} examples; of their own replies {len(failing)} do not pass the checks", file=sys.stderr)
+        examples, failing, skipped = failing_golds(resolved)
+        for line in [*failing, *(f"skipped: {row}" for row in skipped)]:
+            print(line, file=sys.stderr)
+        left_out = f" ({len(skipped)} bad rows skipped)" if skipped else ""
+        refused = f"of their own replies {len(failing)} do not pass the checks"
+        print(f"data: {examples} examples{left_out}; {refused}", file=sys.stderr)
         if failing and strict:
             raise typer.Exit(2)
 

@@ -15,7 +15,8 @@ Anything else that escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class SdftError(Exception):
@@ -25,9 +26,17 @@ class SdftError(Exception):
 class RecipeError(SdftError):
     """The recipe is wrong. `problems` lists every one that was found, not only the first."""
 
-    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, problems: tuple[str, ...] = (), sound: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.problems = problems
+        self.sound = sound or {}
+        """Sections that are in order by themselves, as settings, so that what they name can still be looked for."""
+
+    @classmethod
+    def of(cls, where: str, problems: Sequence[str], sound: Mapping[str, Any] | None = None) -> RecipeError:
+        """One error for all problems, a line each."""
+        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        return cls(f"{where}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems), sound)
 
 
 class DataError(SdftError):

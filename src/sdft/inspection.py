@@ -17,23 +17,28 @@ from sdft.engines import AnyEngine
 from sdft.errors import DataError, PromptError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig, Renderer, did_you_mean, templates
-from sdft.recipe import METHODS, Recipe
+from sdft.recipe import METHODS, SHIPPED, Recipe
 from sdft.records import Example, Message, Metric, Verdict
 from sdft.stats import estimate
 
 Judge = Callable[[Example, str], tuple[Verdict, float]]
 
 
-def failing_golds(recipe: Recipe) -> tuple[int, list[str]]:
-    """The number of examples, and a line for each whose own reply the recipe's checks refuse. Raises DataError."""
-    count, failing = 0, list[str]()
-    for example in iter_examples(recipe.data):
+def failing_golds(recipe: Recipe) -> tuple[int, list[str], list[str]]:
+    """The number of examples, a line for each whose own reply the checks refuse, and one for each row left out.
+
+    Rows are counted from 0, as in `render --rows`. Raises DataError.
+    """
+    count, failing, bad = 0, list[str](), list[BadRow]()
+    for example in iter_examples(recipe.data, bad) if recipe.data else ():
+        row = count + len(bad)
         count += 1
         example = example.model_copy(update={"reference": example.reference.strip()})
         verdict = first_failure(recipe.select.checks, example, example.reference)
         if not verdict.ok:
-            failing.append(f"{example.id}: {verdict.reason}" + (f" ({verdict.detail})" if verdict.detail else ""))
-    return count, failing
+            why = verdict.reason + (f" ({verdict.detail})" if verdict.detail else "")
+            failing.append(f"row {row} ({example.id}): {why}: {example.reference[:60]!r}")
+    return count, failing, [str(row) for row in bad]
 
 
 # Rendering
@@ -206,14 +211,21 @@ def listed(kind: str) -> list[tuple[str, str]]:
         return [(name, f"{template.style}: {template.description}") for name, template in templates().items()]
     if kind == "methods":
         return list(METHODS.items())
-    return [(str(path), _comment(path)) for path in recipe_files()]
+    return [(name, _comment(path)) for name, path in recipe_files().items()]
 
 
-def recipe_files() -> list[Path]:
-    """Recipes in `recipes/` here and beside the source checkout that sdft is installed from."""
-    folders = [Path("recipes"), Path(__file__).parents[2] / "recipes"]
-    found = {path.resolve(): path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
-    return sorted(found.values())
+def recipe_files() -> dict[str, Path]:
+    """By the name that `sdft run` takes: the recipes that come with sdft, and those in `recipes/` here.
+
+    A base.yaml is there to be extended and no recipe of its own.
+    """
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder in (SHIPPED, Path("recipes"))
+        for path in folder.glob("**/*.yaml")
+        if path.name != "base.yaml"
+    }
+    return dict(sorted(found.items(), key=lambda item: (item[0].count("/"), item[0])))
 
 
 def _comment(path: Path) -> str:

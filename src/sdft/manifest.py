@@ -33,6 +33,7 @@ def write_manifest(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> None:
             "recipe": recipe.model_dump(mode="json"),
             "versions": versions(),
             "hardware": hardware(),
+            "weights": next((state["weights"] for state in finished.values() if state.get("weights")), None),
             "hashes": {file: sha for state in finished.values() for file, sha in state["hashes"].items()},
             "seed": recipe.seed,
             "durations": {stage: state["seconds"] for stage, state in finished.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import io
 import json
@@ -126,6 +127,31 @@ def resolve(config: ModelConfig, weights: bool = True) -> Path:
     if packaged is None:
         raise ModelError(f"model '{config.name}': {why}")
     return convert_gguf(packaged)
+
+
+def identify(config: ModelConfig) -> dict[str, str]:
+    """Which weights a model's name stands for here and now: a hub commit, or the hash of the files.
+
+    The same name may give others elsewhere: a branch moves on, and a package may stand in for the hub. Raises
+    ModelError.
+    """
+    folder = resolve(config)
+    found = {"name": config.name}
+    if folder.parent.name == "snapshots":  # the hub's cache names them by commit
+        found |= {"source": "hub", "commit": folder.name}
+    else:
+        converted = folder.parent == cache_folder() / "models"
+        found |= {"source": "gguf" if converted else "folder", "sha256": _weights_sha256(folder)}
+    if config.adapter:
+        found["adapter_sha256"] = _weights_sha256(_adapter_folder(config.adapter))
+    return found
+
+
+def _weights_sha256(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return file_sha256(files[0])
+    return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
 
 
 def lacking(config: ModelConfig) -> str | None:

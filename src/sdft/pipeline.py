@@ -10,15 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sdft.benchmarks import AnyBenchmark
 from sdft.console import Console
+from sdft.data.config import DataConfig
 from sdft.engines import AnyEngine, OpenAISettings
 from sdft.errors import RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
+from sdft.models import ModelConfig, identify
 from sdft.models import lacking as model_lacking
-from sdft.recipe import Method, Recipe, dump_recipe, load_recipe
+from sdft.recipe import Method, Recipe, dump_recipe, load_recipe, recipe_file
 from sdft.rendering import needs_tokenizer
 from sdft.rundir import RunDir, atomic_write
 
@@ -89,7 +93,7 @@ def run(
     recipe, folder = find(recipe, overrides)
     console = console or Console()
     stages = plan(recipe)
-    if only == "report" and not (folder / "recipe.yaml").is_file():
+    if only == "report" and not is_run(folder):
         raise RunError(f"{folder}: no run stands here, so there is nothing to report; `sdft run` the recipe first")
     with RunDir(folder) as run_dir:
         anew = [] if redo is None else _with_followers(stages, redo)
@@ -114,7 +118,7 @@ def run(
         if todo and skipped:
             console.say(f"finished before: {', '.join(skipped)}")
         for stage in todo:
-            _work(stage, recipe, run_dir, console)
+            _work(stage, recipe, run_dir, console, _weights(stage, recipe, run_dir, stages))
             write_manifest(run_dir, recipe, [stage.name for stage in stages])
     return RunResult(recipe, folder, tuple(stage.name for stage in todo))
 
@@ -122,24 +126,56 @@ def run(
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     """Say what is missing before hours of work, not after them."""
     kinds = {stage.name.split("/")[0] for stage in todo}
-    problems = _lacking_data(recipe) if "data" in kinds else []
-    problems += _lacking_model(recipe) if "train" in kinds else []
+    problems = _unobtainable_data(recipe) if "data" in kinds else []
+    if "train" in kinds:
+        problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
     problems += [what for kind, what in _lacking_servers(recipe) if kind in kinds]
     if "eval" in kinds:
-        problems += _lacking_benchmarks(recipe) or _unreadable_benchmarks(recipe)
+        problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe.evaluate.benchmarks)
     if problems:
         raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
 
-def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console) -> None:
+def _weights(stage: Stage, recipe: Recipe, run_dir: RunDir, stages: Sequence[Stage]) -> dict[str, str] | None:
+    """The model files that a stage is about to load; None for none.
+
+    Raises RunError where the run's other stages were made with other files under the same name.
+    """
+    kind = stage.name.split("/")[0]
+    engine = {"distill": recipe.distill.engine, "eval": recipe.evaluate.engine}.get(kind)
+    if kind != "train" and (engine is None or engine.name != "transformers"):
+        return None
+    weights = identify(recipe.model)
+    for other in stages:
+        known = (run_dir.stage_state(other.name) or {}).get("weights")
+        if known and known != weights:
+            raise RunError(
+                f"{run_dir.path}: stage '{other.name}' was made with other weights of {recipe.model.name} than are "
+                f"found now ({_told(known)}; now {_told(weights)}). Bring those back, or give this run another name "
+                "with name=NAME"
+            )
+    return weights
+
+
+def _told(weights: Mapping[str, str]) -> str:
+    keys = ("source", "commit", "sha256", "adapter_sha256")
+    return " ".join(weights[key][:12] for key in keys if key in weights)
+
+
+def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console, weights: Mapping[str, str] | None) -> None:
     started = time.monotonic()
-    run_dir.claim(stage.name, stage.inputs)
+    run_dir.claim(stage.name, stage.inputs, weights)
     notes = stage.work(recipe, run_dir, console)
     written = run_dir / stage.files
     files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [written]
     kept = [path for path in files if "checkpoint-" not in path.as_posix() and not path.name.startswith(".")]
     hashed = [] if stage.name == "report" else kept
     run_dir.finish(stage.name, stage.inputs, time.monotonic() - started, notes, hashed)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run stands in this folder."""
+    return (path / "recipe.yaml").is_file()
 
 
 def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
@@ -150,49 +186,103 @@ def find(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[st
         loaded = load_recipe(recipe, overrides)
         return loaded, loaded.path
     path = Path(recipe)
-    if not path.is_dir():
+    if not is_run(path):
+        if path.is_dir() and not recipe_file(path).is_file():
+            raise RecipeError(f"{path}: a folder without recipe.yaml, so not a run folder; name a recipe file")
         loaded = load_recipe(path, overrides)
         return loaded, loaded.path
-    if not (path / "recipe.yaml").is_file():
-        raise RecipeError(f"{path}: a folder without recipe.yaml, so not a run folder; name a recipe file")
     loaded = load_recipe(path / "recipe.yaml", overrides)
     if loaded.name == load_recipe(path / "recipe.yaml").name:  # the folder may have been moved or renamed
         loaded = loaded.model_copy(update={"output_dir": str(path.resolve().parent), "name": path.resolve().name})
     return loaded, loaded.path
 
 
+def check_all(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> tuple[Recipe, Path]:
+    """As `find`; data, models and packages that the recipe names are looked for, too, and all is told at once.
+
+    Raises RecipeError with every problem found.
+    """
+    try:
+        resolved, folder = find(recipe, overrides)
+    except RecipeError as error:
+        sound = error.sound
+        engines = {sound[key].engine.name for key in ("distill", "evaluate") if key in sound}
+        without = bool(engines) and engines <= {"scripted", "openai"}
+        more = [] if without else _lacking_model(sound.get("model"))
+        more += _lacking_data(sound.get("data"))
+        more += _lacking_benchmarks(sound["evaluate"].benchmarks) if "evaluate" in sound else []
+        if not more:
+            raise
+        raise RecipeError.of(str(recipe), [*error.problems, *more]) from None
+    problems = lacking(resolved)
+    if problems:
+        raise RecipeError.of(resolved.name if isinstance(recipe, Recipe | Mapping) else str(recipe), problems)
+    return resolved, folder
+
+
 def lacking(recipe: Recipe) -> list[str]:
     """Data and packages that the recipe needs and that are not here, each with how to get it."""
-    servers = [what for _, what in _lacking_servers(recipe)]
-    return [*_lacking_model(recipe), *_lacking_data(recipe), *servers, *_lacking_benchmarks(recipe)]
+    return [
+        *(_lacking_model(recipe.model) if _loads_model(recipe) else []),
+        *_lacking_data(recipe.data),
+        *(what for _, what in _lacking_servers(recipe)),
+        *_lacking_benchmarks(recipe.evaluate.benchmarks),
+        *_lacking_trackers(recipe.train.report_to if recipe.methods else ()),
+    ]
 
 
-def _lacking_model(recipe: Recipe) -> list[str]:
-    engines = [recipe.distill.engine, *([recipe.evaluate.engine] if recipe.evaluate.benchmarks else [])]
-    if not recipe.methods and not any(needs_tokenizer(recipe.prompt, engine) for engine in engines):
-        return []  # nothing loads it
-    found = model_lacking(recipe.model)
-    return [f"model {found}"] if found else []
+def _engines(recipe: Recipe) -> dict[str, AnyEngine]:
+    """The kind of stage → the engine that it will open."""
+    found: dict[str, AnyEngine] = {"distill": recipe.distill.engine} if recipe.data else {}
+    return found | ({"eval": recipe.evaluate.engine} if recipe.evaluate.benchmarks else {})
+
+
+def _loads_model(recipe: Recipe) -> bool:
+    return bool(recipe.methods) or any(needs_tokenizer(recipe.prompt, e) for e in _engines(recipe).values())
 
 
 def _lacking_servers(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """The kind of stage that asks a server, and what it takes to ask it."""
-    stages: list[tuple[str, str, AnyEngine]] = [("distill", "distill", recipe.distill.engine)]
-    stages += [("eval", "evaluate", recipe.evaluate.engine)] if recipe.evaluate.benchmarks else []
-    for kind, section, engine in stages:
+    for kind, engine in _engines(recipe).items():
         for what in engine.missing() if isinstance(engine, OpenAISettings) else ():
-            yield kind, f"{section}.engine: {what}"
+            yield kind, f"{'evaluate' if kind == 'eval' else kind}.engine: {what}"
 
 
-def _lacking_data(recipe: Recipe) -> list[str]:
+def _lacking_model(model: ModelConfig | None) -> list[str]:
+    found = model_lacking(model) if model else None
+    return [f"model {found}"] if found else []
+
+
+def _lacking_data(data: DataConfig | None) -> list[str]:
     from sdft.data import missing
 
-    found = missing(recipe.data)
+    found = missing(data) if data else None
     return [f"data: {found}"] if found else []
 
 
-def _lacking_benchmarks(recipe: Recipe) -> list[str]:
-    return [f"benchmark '{b.label or b.name}': {what}" for b in recipe.evaluate.benchmarks for what in b.missing()]
+def _lacking_benchmarks(benchmarks: Iterable[AnyBenchmark]) -> list[str]:
+    return [f"benchmark '{b.label or b.name}': {what}" for b in benchmarks for what in b.missing()]
+
+
+def _lacking_trackers(names: Iterable[str]) -> list[str]:
+    """Experiment trackers that are packages of the same name."""
+    return [
+        f"train.report_to: the package {name} is not installed: pip install {name}"
+        for name in names
+        if name in ("wandb", "mlflow", "tensorboard", "comet_ml", "trackio") and find_spec(name) is None
+    ]
+
+
+def _unobtainable_data(recipe: Recipe) -> list[str]:
+    """As `_lacking_data`, once what can be fetched has been."""
+    from sdft.data import provide
+
+    try:
+        if recipe.data:
+            provide(recipe.data)
+    except SdftError as error:
+        return [f"data: {error}"]
+    return _lacking_data(recipe.data)
 
 
 def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
@@ -239,6 +329,8 @@ def plan(recipe: Recipe) -> list[Stage]:
         Stage("distill", ("data",), rewritten, "distill", _run_distill, _in_select),
         Stage("select", ("distill",), chosen, "select", _run_select, _in_select, cheap=True),
     ]
+    if recipe.data is None:  # nothing to train on: the model is measured alone
+        stages = []
     models = {SEED: reads("model seed", "style system")}
     for method in recipe.methods:
         source, read = ("select", chosen) if method == "sdft" else ("data", data)
@@ -288,6 +380,8 @@ def _wanted(run_dir: RunDir, stages: list[Stage], only: str | None) -> list[Stag
     if only is None:
         return stages
     wanted = [stage for stage in stages if stage.name.split("/")[0] in ONLY[only]]
+    if not wanted and not any(stage.name == "data" for stage in stages):
+        raise RunError(f"{run_dir.path}: the recipe names no data, so there is nothing to {only}; write data: …")
     for stage in wanted if only != "report" else ():
         for before in stages:
             if before.name not in stage.after or before in wanted:

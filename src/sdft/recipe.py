@@ -1,11 +1,13 @@
 """A recipe: YAML and `key=value` → typed settings, with every error at once.
 
-Values come from defaults, then the YAML file, then `key=value` from the command line. A plain string stands for
-`{name: string}` where a section has a name: models, engines, checks and benchmarks.
+Values come from defaults, then the recipes that the file extends, then the YAML file, then `key=value` from the
+command line. A plain string stands for `{name: string}` where a section has a name: models, engines, checks and
+benchmarks.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import types
 import typing
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
@@ -36,6 +38,10 @@ NAMED = (
     ("evaluate", "benchmarks"),
 )
 """Where a plain string stands for `{name: string}`."""
+
+
+SHIPPED = Path(__file__).with_name("recipes")
+"""The recipes that come with sdft."""
 
 
 def named(value: Any) -> Any:
@@ -147,12 +153,13 @@ class Recipe(Settings):
     output_dir: str = "runs"
     """Run folders stand in here."""
     model: ModelConfig
-    data: DataConfig
+    data: DataConfig | None = None
+    """What to train on. Not needed where nothing is trained: `methods: []`."""
     prompt: PromptConfig = PromptConfig()
     distill: DistillConfig = DistillConfig()
     select: SelectConfig = SelectConfig()
     train: TrainConfig = TrainConfig()
-    methods: tuple[Method, ...] = ("sft", "sdft")
+    methods: tuple[Method, ...] = Field(default=("sft", "sdft"), validate_default=True)
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(default=0, ge=0)
 
@@ -161,6 +168,16 @@ class Recipe(Settings):
     def _unique_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for method in sorted({method for method in value if value.count(method) > 1}):
             raise ValueError(f"method '{method}' is named twice")
+        return value
+
+    @field_validator("methods")
+    @classmethod
+    def _data_to_train_on(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and "data" in info.data and info.data["data"] is None:
+            raise ValueError(
+                f"{' and '.join(value)} train on a dataset, and none is named; write data: {{dataset: …}}, or "
+                "methods: [] to measure the model alone"
+            )
         return value
 
     @model_validator(mode="after")
@@ -213,14 +230,21 @@ class Recipe(Settings):
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe from a YAML file or a mapping, with `key=value` overrides in dotted form.
 
+    A file goes by its path or, in `recipes/` and among those shipped, by its bare name, such as `reference/gsm8k`.
+    `extends: base.yaml`, or a list, puts the recipe on top of others: paths are relative to the recipe's own file,
+    later ones win, mappings are merged and lists replaced. A section with another `name` is another thing and
+    replaced as a whole; a base's own run name is left out.
+
     Raises RecipeError with all problems found, each with its key and, for a misspelt one, the likely key.
     """
     problems: list[str] = []
     if isinstance(source, Mapping):
-        where, tree = "recipe", _copy(source)
+        where = "recipe"
+        tree, origins = _extended(_copy(source), ())
     else:
-        path = Path(source)
-        where, tree = str(path), _read_yaml(path)
+        path = recipe_file(source)
+        where = str(path)
+        tree, origins = _extended(_read_yaml(path), (path,))
         tree.setdefault("name", path.stem)
     for override in overrides:
         problem = _apply_override(tree, override)
@@ -232,13 +256,99 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     try:
         recipe = Recipe.model_validate_json(to_json(tree), strict=True)  # strict: "5" is no number
     except ValidationError as error:
-        problems += [_explain(item) for item in error.errors()]
+        problems += [explain(item) for item in error.errors()]
         recipe = None
     problems += _prompt_problems(tree)
     if problems or recipe is None:
-        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise RecipeError(f"{where}: {count}\n" + "\n".join(f"  - {p}" for p in problems), tuple(problems))
+        problems = [problem + _from_base(problem, origins, overrides) for problem in problems]
+        raise RecipeError.of(where, problems, _sound_sections(tree))
     return recipe
+
+
+def recipe_file(source: str | Path) -> Path:
+    """The file that a path or a bare name means: from here, from `recipes/` here, or shipped; else the path itself."""
+    for folder in (Path(), Path("recipes"), SHIPPED):
+        for name in (source, f"{source}.yaml"):
+            if (folder / name).is_file():
+                return folder / name
+    return Path(source)
+
+
+# Recipes that extend others
+
+
+def _extended(tree: dict[str, Any], chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """A recipe on top of those that it extends, and by dotted key the file of what they gave.
+
+    `chain` are the files that led here, this recipe's own last.
+    """
+    bases = tree.pop("extends", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    way = " → ".join(str(path) for path in chain) or "recipe"
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
+        raise RecipeError(f"{way}: extends: the path of a recipe, or a list of them, not {bases!r}")
+    _expand_names(tree)
+    merged: dict[str, Any] = {}
+    origins: dict[str, Path] = {}
+    for base in bases:
+        path = Path(os.path.normpath((chain[-1].parent if chain else Path()) / base))
+        if path.resolve() in {before.resolve() for before in chain}:
+            raise RecipeError(f"{way} → {path}: recipes extend one another in a circle; take one `extends` out")
+        if not path.is_file():
+            raise RecipeError(f"{way} → {path}: there is no such recipe to extend")
+        below, given = _extended(_read_yaml(path), (*chain, path))
+        below.pop("name", None)
+        merged = _merged(merged, below)
+        origins |= {key: given.get(key, path) for key in _leaves(below)}
+    for key in _leaves(tree):
+        origins.pop(key, None)
+    return _merged(merged, tree), origins
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two mappings as one, the second on top."""
+    out = dict(below)
+    for key, value in above.items():
+        under = out.get(key)
+        if isinstance(under, dict) and isinstance(value, dict):
+            value = _merged(under, value) if value.get("name", under.get("name")) == under.get("name") else value
+        out[key] = value
+    return out
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all values that are no mapping."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _from_base(problem: str, origins: Mapping[str, Path], overrides: Iterable[str]) -> str:
+    """` (in base.yaml)` behind a problem with a key that a base gave."""
+    key = problem.partition(": ")[0]
+    if any(f"{key}.".startswith(f"{override.partition('=')[0]}.") for override in overrides):
+        return ""
+    found = next((path for own, path in origins.items() if f"{key}.".startswith(f"{own}.")), None)
+    return f" (in {found})" if found else ""
+
+
+def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Those sections of a faulty recipe that are in order by themselves."""
+    sections: tuple[tuple[str, type[Settings]], ...] = (
+        ("model", ModelConfig),
+        ("data", DataConfig),
+        ("distill", DistillConfig),
+        ("evaluate", EvaluateConfig),
+    )
+    sound = {}
+    for key, kind in sections:
+        try:
+            sound[key] = kind.model_validate_json(to_json(tree[key]), strict=True)
+        except (KeyError, ValidationError):  # not given, or named among the problems already
+            continue
+    return sound
 
 
 def _prompt_problems(tree: Mapping[str, Any]) -> list[str]:
@@ -341,7 +451,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _explain(item: Any) -> str:
+def explain(item: Any) -> str:
     """One pydantic error as `key: what is wrong`, with a suggestion for misspelt keys and names."""
     loc, kind = list(item["loc"]), item["type"]
     model = _model_at(Recipe, loc[:-1])
@@ -359,7 +469,7 @@ def _explain(item: Any) -> str:
         names = [name.strip(" '") for name in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return f"{key}: {item['input']!r} is none of {', '.join(names)}{did_you_mean(str(item['input']), names)}"
     if kind == "value_error":
-        return f"{key}: {item['ctx']['error']}"
+        return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
     message = item["msg"][0].lower() + item["msg"][1:]
     shown = repr(item["input"])
     return f"{key}: {message}, not {shown if len(shown) < 60 else type(item['input']).__name__}"

@@ -53,11 +53,11 @@ class Prompter:
 def open_prompter(prompt: PromptConfig, engine: AnyEngine, model: ModelConfig) -> Prompter:
     """The prompter for a model. Raises ModelError.
 
-    The scripted engine has no model, and a server takes turns as they are: then none is looked for. Where a server
-    takes text, the model's tokenizer is needed, but not its weights.
+    The scripted engine has no model; a chat style still takes the model's own chat template. A server takes turns as
+    they are, and no model is looked for; where it takes text, the model's tokenizer is needed, but not its weights.
     """
     if isinstance(engine, ScriptedSettings):
-        return Prompter(Renderer(prompt), None)
+        return Prompter(Renderer(prompt, load_tokenizer(model) if prompt.style == "chat" else None), None)
     served = isinstance(engine, OpenAISettings)
     if not needs_tokenizer(prompt, engine):
         return Prompter(TurnsRenderer(prompt), None)
@@ -69,7 +69,9 @@ def open_prompter(prompt: PromptConfig, engine: AnyEngine, model: ModelConfig) -
 
 def needs_tokenizer(prompt: PromptConfig, engine: AnyEngine) -> bool:
     """Whether prompts for this engine are written with the model's tokenizer."""
-    return engine.wants_text(prompt.style) if isinstance(engine, OpenAISettings) else engine.name != "scripted"
+    if isinstance(engine, OpenAISettings):
+        return engine.wants_text(prompt.style)
+    return prompt.style == "chat" or not isinstance(engine, ScriptedSettings)
 
 
 def _added_bos(tokenizer: PreTrainedTokenizerBase) -> str:

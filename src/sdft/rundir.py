@@ -257,9 +257,13 @@ class RunDir:
                 f"with name=NAME, restore the settings, or make it anew with --redo {stage}"
             )
 
-    def claim(self, stage: str, inputs: Mapping[str, Any]) -> None:
-        """Mark a stage as begun for these inputs, whatever it was made with before."""
-        write_json(self.stage_file(stage), {"digest": digest(inputs), "finished": False, "inputs": inputs})
+    def claim(self, stage: str, inputs: Mapping[str, Any], weights: Mapping[str, str] | None = None) -> None:
+        """Mark a stage as begun for these inputs, whatever it was made with before.
+
+        `weights` says which model files it works with; None where it loads none.
+        """
+        state = {"digest": digest(inputs), "finished": False, "inputs": inputs, "weights": weights}
+        write_json(self.stage_file(stage), state)
 
     def finish(
         self,
@@ -270,7 +274,9 @@ class RunDir:
         files: Iterable[Path] = (),
     ) -> None:
         """Write the completion marker, last of all, with what a person should know and the hashes of its files."""
+        claimed = self.stage_state(stage) or {}
         state = {
+            "weights": claimed.get("weights"),
             "digest": digest(inputs),
             "finished": True,
             "seconds": round(seconds, 1),

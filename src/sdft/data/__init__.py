@@ -11,7 +11,7 @@ from sdft.data.config import DataConfig
 from sdft.data.files import Row
 from sdft.data.formats import BadRow, Layout, UnusableRow, as_messages, as_row, to_example
 from sdft.data.registry import RegistryEntry, registered
-from sdft.data.sources import GENERATED, Made, Table, find, missing, sliced
+from sdft.data.sources import GENERATED, Made, Table, find, hub_note, missing, provide, sliced
 from sdft.errors import DataError
 from sdft.records import Example, Message
 
@@ -22,9 +22,11 @@ __all__ = [
     "RegistryEntry",
     "as_messages",
     "as_row",
+    "hub_note",
     "iter_examples",
     "load_examples",
     "missing",
+    "provide",
     "registered",
 ]
 

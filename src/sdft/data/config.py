@@ -9,6 +9,7 @@ from pydantic import Field
 from sdft.records import Settings
 
 Format = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "columns"]
+Conversion = Literal["gsm8k", "dolly", "magicoder", "openhermes"]
 
 
 class DataConfig(Settings):
@@ -23,6 +24,9 @@ class DataConfig(Settings):
     """For `format: columns`: `prompt`, `response` and, where they exist, `query`, `system`, `history`, `id`
     to the column that holds them, as in LLaMA-Factory. Other formats take `messages` (sharegpt, messages) or
     `prompt` and `response` where their columns have other names than usual."""
+    convert: Conversion | None = None
+    """Rows are in the form in which this dataset's authors publish it, such as gsm8k's with `<<…>>` and `#### N`:
+    turn them into the reference's form first."""
     system: str | None = None
     """A system text for rows that have none."""
     subset: str | None = None

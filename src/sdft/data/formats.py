@@ -37,6 +37,12 @@ TAGS: Mapping[str, Role] = {
 }
 """Names of the speakers in conversations that bring no `tags` of their own."""
 
+PUBLISHED: tuple[Mapping[str, str], ...] = (
+    {"prompt": "instruction", "query": "context", "response": "response"},  # Dolly
+    {"prompt": "problem", "response": "solution"},  # Magicoder-OSS-Instruct
+)
+"""Column maps of well-known flat datasets that `auto` knows."""
+
 ID_COLUMNS = ("id", "task_id")
 
 
@@ -196,8 +202,11 @@ def choose_layout(form: Format, columns: Mapping[str, str], first: Mapping[str, 
 
     Raises DataError where it cannot be told, naming the columns and what to write.
     """
+    if form == "auto" and not columns:
+        known = next((known for known in PUBLISHED if {known["prompt"], known["response"]} <= first.keys()), {})
+        columns, form = known, "columns" if known else _guess(first, where)
     if form == "auto":
-        form = "columns" if columns else _guess(first, where)
+        form = "columns"
     if form == "columns":
         _check_map(columns, ("prompt", "query", "response", "history", "system", "id"), where)
         for part in ("prompt", "response"):

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from importlib import resources
 from pathlib import Path
 
 import yaml
 
+from sdft.data.config import Conversion
+from sdft.data.conversions import converted
 from sdft.data.download import download, matches
+from sdft.data.formats import BadRow
+from sdft.data.hub import hub_rows
 from sdft.errors import DataError
 from sdft.models import cache_folder
 from sdft.records import Settings
+from sdft.rundir import atomic_write
+
+
+class HubSource(Settings):
+    """A hub dataset that holds an entry's rows in the form of its authors."""
+
+    name: str
+    subset: str | None = None
+    split: str
+    """A split, with a slice where only so many rows are wanted: `train[:2000]`."""
+    revision: str | None = None
+    convert: Conversion
+    same_rows: bool
+    """Whether these are the reference's rows, in its order; else it drew others from the same dataset."""
 
 
 class RegistryEntry(Settings):
@@ -27,6 +46,8 @@ class RegistryEntry(Settings):
     url: str
     sha256: str | None = None
     """Of the file behind `url`; None where it is not known."""
+    hub: HubSource | None = None
+    """Asked where `url` does not answer."""
 
 
 @functools.cache
@@ -52,12 +73,19 @@ def find_file(name: str) -> Path | None:
 
 
 def local_file(entry: RegistryEntry) -> Path | None:
-    """An entry's file in SDFT_DATA_DIR or, with the right hash, in the cache."""
+    """An entry's file in SDFT_DATA_DIR or, with the right hash, in the cache; else what came from the hub."""
     for folder in data_dirs():
         if (folder / entry.file).is_file():
             return folder / entry.file
     cached = _cached(entry)
-    return cached if cached.is_file() and matches(cached, entry.sha256) else None
+    if cached.is_file() and matches(cached, entry.sha256):
+        return cached
+    return hub_file(entry) if entry.hub and hub_file(entry).is_file() else None
+
+
+def hub_file(entry: RegistryEntry) -> Path:
+    """Where an entry's rows stand that were taken from the hub."""
+    return (cache_folder() / "data" / "hub" / entry.file).with_suffix(".jsonl")
 
 
 def fetch(name: str, entry: RegistryEntry) -> Path:
@@ -67,11 +95,28 @@ def fetch(name: str, entry: RegistryEntry) -> Path:
         return found
     try:
         download(entry.url, _cached(entry), entry.sha256)
+        return _cached(entry)
     except DataError as error:
-        raise DataError(f"{absent(name, entry)}. The download failed: {error}") from None
+        failed = f"{absent(name, entry)}. The download failed: {error}"
     except OSError as error:
         raise DataError(f"{name}: {_cached(entry)} cannot be written ({error.strerror}); set SDFT_CACHE") from None
-    return _cached(entry)
+    if entry.hub is None:
+        raise DataError(failed)
+    try:
+        return _from_hub(entry, entry.hub)
+    except DataError as error:
+        raise DataError(f"{failed}. The hub: {error}") from None
+
+
+def _from_hub(entry: RegistryEntry, hub: HubSource) -> Path:
+    """Write a hub dataset's rows, converted, into the cache. Raises DataError."""
+    target = hub_file(entry)
+    with atomic_write(target) as file:
+        for row in converted(hub_rows(hub.name, hub.subset, hub.split, hub.revision), hub.convert):
+            if isinstance(row, BadRow):
+                raise DataError(f"{row}; it is laid out in another way now")
+            file.write(json.dumps(row.value, ensure_ascii=False) + "\n")
+    return target
 
 
 def absent(name: str, entry: RegistryEntry) -> str:

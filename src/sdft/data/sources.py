@@ -16,10 +16,12 @@ from pydantic import ValidationError
 
 from sdft.data.bfcl import BfclOptions, bfcl_examples, missing_bfcl
 from sdft.data.config import DataConfig
-from sdft.data.files import Row, Rows, is_data_file, plain, read_file
+from sdft.data.conversions import COLUMNS, converted
+from sdft.data.files import Rows, is_data_file, read_file
 from sdft.data.formats import Conversation, Layout, Tags, choose_layout, flat_layout
+from sdft.data.hub import hub_rows
 from sdft.data.reasoning import ReasoningGymOptions, missing_reasoning_gym, reasoning_gym_examples
-from sdft.data.registry import absent, data_dirs, fetch, find_file, local_file, registered
+from sdft.data.registry import absent, data_dirs, fetch, find_file, hub_file, local_file, registered
 from sdft.errors import DataError, did_you_mean
 from sdft.records import Example, Settings
 
@@ -52,6 +54,19 @@ class Made:
 
 def find(config: DataConfig) -> Table | Made:
     """What `config.dataset` names. Raises DataError; reads no rows, and downloads nothing yet."""
+    name = config.convert
+    if name is None:
+        return _named(config)
+    if config.dataset in GENERATED:
+        raise DataError(f"data.convert: '{config.dataset}' is generated, and has no rows to convert")
+    if config.format == "auto" and not config.columns:
+        config = config.model_copy(update={"columns": COLUMNS[name]})
+    source = _named(config)
+    assert isinstance(source, Table)
+    return Table(lambda: converted(source.rows(), name), source.layout)
+
+
+def _named(config: DataConfig) -> Table | Made:
     name = config.dataset
     if name in GENERATED:
         _only_train(config, f"'{name}' is generated")
@@ -79,7 +94,7 @@ def find(config: DataConfig) -> Table | Made:
         return _from_info(place, part, config)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Table(
-            lambda: _hub_rows(name, config.subset, _base(config.split), config.revision),
+            lambda: hub_rows(name, config.subset, _base(config.split), config.revision),
             lambda first: choose_layout(config.format, config.columns, first, name),
         )
     known = sorted([*registered(), *GENERATED])
@@ -104,6 +119,24 @@ def missing(config: DataConfig) -> str | None:
         return missing_bfcl(data_dirs())
     entry = registered().get(config.dataset)
     return absent(config.dataset, entry) if entry and local_file(entry) is None else None
+
+
+def provide(config: DataConfig) -> None:
+    """Fetch a registered dataset that is not here. Raises DataError where that fails."""
+    entry = registered().get(config.dataset)
+    if entry is not None:
+        fetch(config.dataset, entry)
+
+
+def hub_note(config: DataConfig) -> list[str]:
+    """Where the rows are not the reference's own: a sentence that says so."""
+    entry = registered().get(config.dataset)
+    if entry is None or entry.hub is None or entry.hub.same_rows or local_file(entry) != hub_file(entry):
+        return []
+    return [
+        f"data: {config.dataset} was taken from the hub ({entry.hub.name}, {entry.hub.split}): the same dataset, not "
+        "the rows that the reference drew from it"
+    ]
 
 
 def _generated(config: DataConfig) -> Made:
@@ -160,7 +193,7 @@ def _from_info(place: str, name: str, config: DataConfig) -> Table:
     hub = entry.get("hf_hub_url")
     if hub:
         subset, split = config.subset or entry.get("subset"), entry.get("split", "train")
-        return Table(lambda: _hub_rows(hub, subset, split, config.revision), lambda first: layout)
+        return Table(lambda: hub_rows(hub, subset, split, config.revision), lambda first: layout)
     if "file_name" not in entry:
         raise DataError(f"{where}: names neither file_name nor hf_hub_url")
     files = _files_of(info_file.parent / entry["file_name"], where)
@@ -195,24 +228,6 @@ def _files_of(path: Path, where: str) -> list[Path]:
     if not path.is_file():
         raise DataError(f"{where}: {path} is not there; put the file in that place")
     return [path]
-
-
-# The hub
-
-
-def _hub_rows(name: str, subset: str | None, split: str, revision: str | None) -> Rows:
-    import datasets
-
-    try:
-        table = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # whatever goes wrong in there, the user's way out is the same
-        what = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
-            f"{name}: the hub dataset cannot be loaded ({what[0]}); check data.dataset, data.subset and data.split, or "
-            "save it as .jsonl or .parquet and name that file"
-        ) from None
-    for number, row in enumerate(table, 1):
-        yield Row(name, number, plain(row))
 
 
 # Splits

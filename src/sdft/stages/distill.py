@@ -9,8 +9,9 @@ from contextlib import ExitStack, closing
 from sdft.candidates import PROMPT_TOO_LONG, RewriteIndex, judge
 from sdft.checks import Check
 from sdft.console import Console
-from sdft.data import BadRow, iter_examples
+from sdft.data import BadRow, hub_note, iter_examples
 from sdft.engines import Engine, OpenAISettings, Request, Sampling
+from sdft.errors import RecipeError
 from sdft.recipe import Recipe
 from sdft.records import Completion, Example, Rewrite
 from sdft.rendering import Prompter, open_prompter
@@ -123,10 +124,13 @@ def _again(examples: Iterable[Example]) -> Iterable[Example]:
 
 def run_data(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     """Write `data/train.jsonl`: the examples as every later stage reads them. Returns notes for the manifest."""
+    if recipe.data is None:
+        raise RecipeError("data: missing; there is nothing to distil")
     bad: list[BadRow] = []
     count = write_jsonl(run / "data/train.jsonl", iter_examples(recipe.data, bad))
     console.say(f"data: {count} examples of {recipe.data.dataset}")
-    return [f"data: {len(bad)} bad rows left out, such as {bad[0]}"] if bad else []
+    notes = [f"data: {len(bad)} bad rows left out, such as {bad[0]}"] if bad else []
+    return [*notes, *hub_note(recipe.data)]
 
 
 def run_distill(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
