@@ -12,8 +12,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sdft"
 LAYERS = (
     {"errors", "records"},
-    {"rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox"},
+    {"rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox", "length_control"},
     {"engines"},
+    {"judge"},
     {"benchmarks", "rendering", "candidates", "report"},
     {"recipe"},
     {"stages", "manifest", "inspection", "training", "analysis"},
@@ -26,6 +27,7 @@ LAYERS = (
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "scipy", "matplotlib", "jinja2", "rich",
     "numpy", "pyarrow", "lm_eval", "nltk", "reasoning_gym", "gguf", "safetensors", "tokenizers", "huggingface_hub",
+    "openai", "httpx2",
 }  # fmt: skip
 
 

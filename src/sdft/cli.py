@@ -230,12 +230,14 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe without running it: print it with all defaults, or everything that is wrong with it."""
-    from sdft.pipeline import check_all
+    from sdft.pipeline import check_all, forecasts
     from sdft.recipe import dump_recipe
 
     resolved, folder = check_all(recipe, overrides or ())
     print(dump_recipe(resolved), end="")
     print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)
+    for forecast in forecasts(resolved):
+        print(forecast, file=sys.stderr)
     if data:
         from sdft.inspection import failing_golds
 

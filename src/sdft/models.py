@@ -92,8 +92,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def resolve(config: ModelConfig) -> Path:
+def resolve(config: ModelConfig, weights: bool = True) -> Path:
     """The local folder that holds the model as safetensors, fetched or converted where needed.
+
+    Without `weights` a hub model is fetched as far as its tokenizer and config go.
 
     In order: a folder, a .gguf file (converted once into the cache), the hub or its cache, a Python package that
     carries the model. Raises ModelError where none has it.
@@ -114,7 +116,7 @@ def resolve(config: ModelConfig) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        files = HUB_FILES + (["*.py"] if config.trust_remote_code else [])
+        files = HUB_FILES[0 if weights else 1 :] + (["*.py"] if config.trust_remote_code else [])
         return Path(snapshot_download(config.name, revision=config.revision, allow_patterns=files, etag_timeout=5))
     except RepositoryNotFoundError:
         why = "the hub has no such model, or it is gated: accept its licence there and log in with `hf auth login`"
@@ -237,11 +239,14 @@ def _checked_folder(path: Path) -> Path:
     return path
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; a tokenizer saved with the adapter is preferred. Raises ModelError."""
+def load_tokenizer(config: ModelConfig, weights: bool = True) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; a tokenizer saved with the adapter is preferred. Raises ModelError.
+
+    `weights`: whether the model's weights are fetched with it, as they will be needed too.
+    """
     from transformers import AutoTokenizer
 
-    folder = resolve(config)
+    folder = resolve(config, weights)
     if config.adapter and (Path(config.adapter) / "tokenizer_config.json").is_file():
         folder = Path(config.adapter)
     try:

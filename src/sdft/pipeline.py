@@ -8,7 +8,7 @@ data ─► distill ─► select ─► train/sdft ─► eval/sdft ─┐
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,16 +17,25 @@ from typing import Any
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.console import Console
 from sdft.data.config import DataConfig
+from sdft.engines import AnyEngine, OpenAISettings
 from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
 from sdft.models import ModelConfig, identify, resolve
 from sdft.models import lacking as model_lacking
 from sdft.recipe import AnalyzeConfig, Method, Recipe, dump_recipe, load_recipe, recipe_file
+from sdft.rendering import needs_tokenizer
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
-SPEED_ONLY = {"max_batch_size", "prefill_tokens", "latency", "die_after", "batch_size"}
+SPEED_ONLY = {
+    "max_batch_size", "prefill_tokens", "latency", "die_after", "batch_size", "base_url", "api_key_env",
+    "max_concurrency", "timeout", "max_retries", "patience", "prompt_price", "completion_price",
+}  # fmt: skip
 """Settings of engines and benchmarks that change how fast a run goes, not what comes of it; it goes on with others."""
+
+
+JUDGING = ("judge_model", "orders", "difficulty")
+"""Settings of benchmarks that bear on how finished replies are judged."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,7 @@ def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
         problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
     elif "eval" in kinds and _measures_model(recipe):
         problems += _lacking_model(recipe.model)
+    problems += [what for kind, what in _lacking_servers(recipe) if kind in kinds]
     if "eval" in kinds:
         problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe.evaluate.benchmarks)
     if "analyze" in kinds:
@@ -204,7 +214,8 @@ def check_all(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterab
     except RecipeError as error:
         sound = error.sound
         engines = {sound[key].engine.name for key in ("distill", "evaluate") if key in sound}
-        more = _lacking_model(sound.get("model")) if engines != {"scripted"} else []
+        without = bool(engines) and engines <= {"scripted", "openai"}
+        more = [] if without else _lacking_model(sound.get("model"))
         more += _lacking_data(sound.get("data"))
         more += _lacking_benchmarks(sound["evaluate"].benchmarks) if "evaluate" in sound else []
         more += _lacking_similarity(sound.get("analyze"))
@@ -222,20 +233,34 @@ def lacking(recipe: Recipe) -> list[str]:
     return [
         *(_lacking_model(recipe.model) if _loads_model(recipe) else []),
         *_lacking_data(recipe.data),
+        *(what for _, what in _lacking_servers(recipe)),
         *_lacking_benchmarks(recipe.evaluate.benchmarks),
         *_lacking_similarity(recipe.analyze),
         *_lacking_trackers(recipe.train.report_to if recipe.methods else ()),
     ]
 
 
+def _engines(recipe: Recipe) -> dict[str, AnyEngine]:
+    """The kind of stage → the engine that it will open."""
+    found: dict[str, AnyEngine] = {"distill": recipe.distill.engine} if recipe.data else {}
+    return found | ({"eval": recipe.evaluate.engine} if recipe.evaluate.benchmarks else {})
+
+
 def _loads_model(recipe: Recipe) -> bool:
-    engines = {recipe.evaluate.engine.name} | ({recipe.distill.engine.name} if recipe.data else set())
-    return bool(recipe.methods) or recipe.prompt.style == "chat" or engines != {"scripted"} or _measures_model(recipe)
+    opened = _engines(recipe).values()
+    return bool(recipe.methods) or any(needs_tokenizer(recipe.prompt, e) for e in opened) or _measures_model(recipe)
 
 
 def _measures_model(recipe: Recipe) -> bool:
     """Whether a benchmark loads the model by itself, whatever the engine."""
     return any(isinstance(benchmark, HarnessBenchmark) for benchmark in recipe.evaluate.benchmarks)
+
+
+def _lacking_servers(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The kind of stage that asks a server, and what it takes to ask it."""
+    for kind, engine in _engines(recipe).items():
+        for what in engine.missing() if isinstance(engine, OpenAISettings) else ():
+            yield kind, f"{'evaluate' if kind == 'eval' else kind}.engine: {what}"
 
 
 def _lacking_model(model: ModelConfig | None) -> list[str]:
@@ -304,6 +329,13 @@ def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
         except SdftError as error:
             found.append(f"benchmark '{benchmark.label or benchmark.name}': {error}")
     return found
+
+
+def forecasts(recipe: Recipe) -> list[str]:
+    """What the recipe will ask of judge models, a line for each benchmark that has one. Reads their data."""
+    models = 1 + len(recipe.methods)
+    found = [(b.label or b.name, b.forecast(models, recipe.evaluate.sampling)) for b in recipe.evaluate.benchmarks]
+    return [f"benchmark '{label}': {forecast}" for label, forecast in found if forecast]
 
 
 # Which stages
@@ -375,8 +407,9 @@ def _in_select(key: str, then: Any, now: Any) -> bool:
 
 
 def _other_benchmarks(key: str, then: Any, now: Any) -> bool:
-    """A benchmark added or taken away: what the others measured stands."""
-    return key.startswith("evaluate.benchmarks.") and (then is None or now is None)
+    """A benchmark added or taken away, or another judge: the replies that are there stand."""
+    judging = any(f".{part}" in key for part in JUDGING)
+    return key.startswith("evaluate.benchmarks.") and (then is None or now is None or judging)
 
 
 def _still_measured(key: str, then: Any, now: Any) -> bool:

@@ -294,9 +294,7 @@ class Renderer:
         return text + _jinja(template.turn, _values(origin.example.instruction, origin.reference, system) | bos)
 
     def _chat(self, origin: Origin, system: str) -> Prompt:
-        content = _jinja(origin.template.turn, _values(origin.example.instruction, origin.reference, system))
-        turns = [Message(role="system", content=system)] if system else []
-        turns += [*origin.example.history, Message(role="user", content=content)]
+        turns = _turns_of(origin, system)
         end = self._end_of_reply()
         text = self._apply(turns, add_generation_prompt=True) + origin.prefix
         return Prompt(text, (end.strip(),) if end.strip() else (), end, tuple(turns), origin)
@@ -328,6 +326,30 @@ class Renderer:
             ends = [after.index(token) + len(token) for token in special if token in after]
             self._chat_end = after[: min(ends)] if ends else after.strip() or self._eos
         return self._chat_end
+
+
+class TurnsRenderer(Renderer):
+    """Renders chat prompts as turns alone, for a server that applies the chat template itself: no tokenizer needed.
+
+    Verbatim templates get no BOS, which such a server puts before a text by itself.
+    """
+
+    def __init__(self, config: PromptConfig) -> None:
+        super().__init__(config)
+        self._bos = ""
+
+    def _chat(self, origin: Origin, system: str) -> Prompt:
+        if origin.prefix:
+            raise PromptError("prompt.reply_prefix: a server cannot be given the beginning of a reply as turns")
+        turns = _turns_of(origin, system)
+        return Prompt("\n\n".join(turn.content for turn in turns), (), "", tuple(turns), origin)
+
+
+def _turns_of(origin: Origin, system: str) -> list[Message]:
+    """A chat prompt's turns, before any chat template."""
+    content = _jinja(origin.template.turn, _values(origin.example.instruction, origin.reference, system))
+    turns = [Message(role="system", content=system)] if system else []
+    return [*turns, *origin.example.history, Message(role="user", content=content)]
 
 
 def _pairs(example: Example) -> list[tuple[str, str]]:

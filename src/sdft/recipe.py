@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from sdft.benchmarks import AnyBenchmark
 from sdft.checks import AnyCheck, Leak
 from sdft.data.config import DataConfig
-from sdft.engines import AnyEngine, Sampling, TransformersSettings
+from sdft.engines import AnyEngine, OpenAISettings, Sampling, TransformersSettings
 from sdft.errors import RecipeError, did_you_mean
 from sdft.models import ModelConfig
 from sdft.prompts import PromptConfig
@@ -209,6 +209,31 @@ class Recipe(Settings):
                 "model.adapter and train.lora: the new adapter would not work without the old one; merge the old one "
                 "into its model first, or train all weights with train.lora=null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _servers_suffice(self) -> Recipe:
+        prompt, engines = self.prompt, {"distill": self.distill.engine, "evaluate": self.evaluate.engine}
+        for section, engine in engines.items():
+            if not isinstance(engine, OpenAISettings):
+                continue
+            if engine.endpoint == "chat" and prompt.style == "verbatim":
+                raise ValueError(f"{section}.engine.endpoint: verbatim prompts are text; set it to auto or completions")
+            if engine.wants_text(prompt.style):
+                continue
+            way_out = f"leave it out, or set {section}.engine.endpoint=completions"
+            if prompt.max_prompt_tokens:
+                raise ValueError(f"prompt.max_prompt_tokens: a server that takes turns counts tokens itself; {way_out}")
+            if prompt.reply_prefix and section == "distill":
+                raise ValueError(f"prompt.reply_prefix: a server that takes turns begins replies itself; {way_out}")
+        served = self.evaluate.engine
+        if isinstance(served, OpenAISettings) and self.evaluate.benchmarks:
+            unnamed = [method for method in self.methods if method not in served.models]
+            if unnamed:
+                raise ValueError(
+                    f"evaluate.engine.models: what does the server call the tuned models {', '.join(unnamed)}? Serve "
+                    "them and write models: {sft: NAME, sdft: NAME}; or evaluate with the engine transformers"
+                )
         return self
 
     @field_validator("name")
@@ -466,7 +491,7 @@ def explain(item: Any) -> str:
         names = [name.strip(" '") for name in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return f"{key}: {item['input']!r} is none of {', '.join(names)}{did_you_mean(str(item['input']), names)}"
     if kind == "value_error":
-        return f"{key}: {item['ctx']['error']}"
+        return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
     message = item["msg"][0].lower() + item["msg"][1:]
     shown = repr(item["input"])
     return f"{key}: {message}, not {shown if len(shown) < 60 else type(item['input']).__name__}"

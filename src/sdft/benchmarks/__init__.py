@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sdft.benchmarks.advbench import AdvBench
+from sdft.benchmarks.alpaca_eval import AlpacaEval
 from sdft.benchmarks.base import Benchmark, HarnessBenchmark, Metric
 from sdft.benchmarks.bfcl_simple import BfclSimple
 from sdft.benchmarks.drift import Drift
@@ -21,6 +22,7 @@ from sdft.benchmarks.mbpp import Mbpp
 from sdft.benchmarks.multiarith import MultiArith
 from sdft.benchmarks.openfunction import OpenFunction
 from sdft.benchmarks.reasoning_gym import ReasoningGym
+from sdft.benchmarks.xstest import XSTest
 
 AnyBenchmark = Annotated[
     ReasoningGym
@@ -31,6 +33,8 @@ AnyBenchmark = Annotated[
     | HumanEval
     | Mbpp
     | AdvBench
+    | XSTest
+    | AlpacaEval
     | Drift
     | IfEval
     | Knowledge,
@@ -39,6 +43,7 @@ AnyBenchmark = Annotated[
 
 __all__ = [
     "AdvBench",
+    "AlpacaEval",
     "AnyBenchmark",
     "Benchmark",
     "BfclSimple",
@@ -53,4 +58,5 @@ __all__ = [
     "MultiArith",
     "OpenFunction",
     "ReasoningGym",
+    "XSTest",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -15,10 +15,14 @@ from sdft.data import missing as missing_data
 from sdft.data.config import DataConfig
 from sdft.engines import Sampling
 from sdft.errors import BenchmarkError
+from sdft.judge import CHARS_PER_TOKEN, JudgeSettings, Question, ask, estimate
 from sdft.models import ModelConfig
 from sdft.records import Example, Metric, Prediction, Settings, Verdict
 
-__all__ = ["Benchmark", "DatasetBenchmark", "HarnessBenchmark", "Metric"]
+__all__ = ["Benchmark", "DatasetBenchmark", "Further", "HarnessBenchmark", "JudgedBenchmark", "Metric"]
+
+Further = tuple[Mapping[str, Mapping[str, float]], list[str]]
+"""Values of metrics by row id, and notes."""
 
 
 class Benchmark(Settings):
@@ -33,6 +37,10 @@ class Benchmark(Settings):
     """`retention`: measures what fine-tuning should not change."""
     TEMPLATES: ClassVar[dict[str, str]] = {}
     """Prompt style → the template that belongs to this benchmark; other styles use the recipe's `prompt.infer`."""
+    JUDGED: ClassVar[tuple[str, ...]] = ()
+    """Metrics that `further` gives, where these settings ask for them."""
+    KEYWORDS: ClassVar[tuple[str, ...]] = ()
+    """Metrics that look for phrases; the report says what such a judge cannot see."""
 
     PARALLEL: ClassVar[bool] = False
     """Whether replies are judged several at a time; for a `judge` that waits for other processes."""
@@ -59,8 +67,8 @@ class Benchmark(Settings):
         raise NotImplementedError(f"{type(self).__name__} must say how it judges a reply")
 
     def metrics(self) -> dict[str, Metric]:
-        """The metrics that these settings give, the main one first; METRICS."""
-        return self.METRICS
+        """The metrics that these settings ask for, the main one first."""
+        return {name: metric for name, metric in self.METRICS.items() if name not in self.JUDGED}
 
     def combine(self, predictions: Sequence[Prediction]) -> Sequence[Prediction]:
         """The rows that scores and comparisons are about: several samples of a problem made one; all as they are."""
@@ -69,6 +77,19 @@ class Benchmark(Settings):
     def notes(self) -> Sequence[str]:
         """What a reader of the scores must know of how they came about."""
         return ()
+
+    def further(
+        self, model: str, examples: Sequence[Example], predictions: Sequence[Prediction], folder: Path, console: Console
+    ) -> Further:
+        """What can be told only when all replies of `model` are there: values of `JUDGED`, and notes.
+
+        Called anew after an interruption; work that is dear is kept in `folder`, beside the predictions.
+        """
+        return {}, []
+
+    def forecast(self, models: int, sampling: Sampling) -> str | None:
+        """What `further` will ask of others, for so many models and replies of at most this length; None: nothing."""
+        return None
 
     def groups(self, example: Example) -> str | None:
         """A category of this row for tables within the benchmark, or None."""
@@ -129,3 +150,59 @@ class HarnessBenchmark(Benchmark):
     def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
         """Raises BenchmarkError: there is no reply to be judged."""
         raise BenchmarkError(f"{self.label or type(self).__name__}: measures a model, and judges no replies")
+
+
+class JudgedBenchmark(DatasetBenchmark):
+    """A dataset whose replies a judge model judges, too, where the recipe names one.
+
+    A subclass adds `JUDGED`, `questions` and `judged`.
+    """
+
+    judge_model: JudgeSettings | None = None
+    """The judge: `{model: NAME, base_url: …, api_key_env: …}`. null: none is asked."""
+
+    def metrics(self) -> dict[str, Metric]:
+        """All metrics where there is a judge, else those that need none."""
+        return self.METRICS if self.judge_model else super().metrics()
+
+    def missing(self) -> Iterator[str]:
+        """The data, and what the judge needs."""
+        yield from super().missing()
+        for what in self.judge_model.missing() if self.judge_model else ():
+            yield f"judge_model: {what}"
+
+    def questions(self, example: Example, reply: str) -> tuple[Question, ...]:
+        """What to ask the judge about one reply."""
+        raise NotImplementedError(f"{type(self).__name__} must say what to ask a judge")
+
+    def judged(
+        self, rows: Sequence[tuple[Example, Prediction]], labels: Sequence[Sequence[str]]
+    ) -> Mapping[str, Mapping[str, float]]:
+        """The values of `JUDGED` by row id, from the judge's answers to each row's questions."""
+        raise NotImplementedError(f"{type(self).__name__} must say what the judge's answers are worth")
+
+    def further(
+        self, model: str, examples: Sequence[Example], predictions: Sequence[Prediction], folder: Path, console: Console
+    ) -> Further:
+        """Ask the judge about every reply. Rows without a readable answer get no value."""
+        if self.judge_model is None:
+            return {}, []
+        by_id = {prediction.id: prediction for prediction in predictions if prediction.finish != "error"}
+        rows = [(example, by_id[example.id]) for example in examples if example.id in by_id]
+        asked = [self.questions(example, prediction.predict) for example, prediction in rows]
+        everything = [question for questions in asked for question in questions]
+        name = self.label or str(getattr(self, "name", ""))
+        found, notes = ask(self.judge_model, everything, folder, console, f"{model} on {name}")
+        read = {question: judgement.label for question, judgement in found.items() if judgement.label is not None}
+        whole = [index for index, questions in enumerate(asked) if all(question in read for question in questions)]
+        return self.judged(
+            [rows[index] for index in whole], [[read[question] for question in asked[index]] for index in whole]
+        ), notes
+
+    def forecast(self, models: int, sampling: Sampling) -> str | None:
+        """Calls, tokens and cost of the judge, if every reply were as long as it may be."""
+        if self.judge_model is None:
+            return None
+        reply = "x" * CHARS_PER_TOKEN * (self.sampling or sampling).max_new_tokens
+        questions = [question for example in self.examples() for question in self.questions(example, reply)]
+        return f"at most {estimate(self.judge_model, questions * models)}"

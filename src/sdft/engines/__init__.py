@@ -14,16 +14,18 @@ from sdft.engines.base import (
     Sampling,
     TokenLogprobs,
 )
+from sdft.engines.openai import OpenAISettings
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
 
-AnyEngine = Annotated[TransformersSettings | ScriptedSettings, Field(discriminator="name")]
+AnyEngine = Annotated[TransformersSettings | OpenAISettings | ScriptedSettings, Field(discriminator="name")]
 
 __all__ = [
     "AnyEngine",
     "Continuation",
     "DistributionEngine",
     "Engine",
+    "OpenAISettings",
     "Request",
     "Sampling",
     "ScriptedSettings",

@@ -21,7 +21,7 @@ from sdft.report.schema import (
     Value,
 )
 from sdft.report.source import SEED, Run
-from sdft.report.units import unit_of
+from sdft.report.units import is_keyword, unit_of
 from sdft.report.verdict import conclude
 from sdft.rundir import file_sha256
 
@@ -32,6 +32,7 @@ def gather(run: Run) -> Report:
     tables = tuple(_tables(run))
     selection = run.selection
     notes = [*manifest.notes, *(f"{s.model} on {s.label}: {note}" for s in run.scores for note in s.notes)]
+    notes += _keyword_note(tables)
     path = run.folder / "manifest.json"
     return Report(
         name=str(manifest.name or recipe.get("name") or run.folder.resolve().name),
@@ -108,6 +109,23 @@ def _spread(words: list[int]) -> Spread:
         quartiles=(quartiles[0], quartiles[1], quartiles[2]),
         maximum=max(words),
     )
+
+
+def _keyword_note(tables: tuple[BenchmarkTable, ...]) -> list[str]:
+    """What keyword matching cannot see, where a metric of this run rests on it."""
+    by_keywords = [
+        f"{table.label} {row.metric}"
+        for table in tables
+        for row in table.metrics
+        if is_keyword(table.benchmark, row.metric)
+    ]
+    if not by_keywords:
+        return []
+    return [
+        f"Judged by keywords: {', '.join(by_keywords)}. Keywords see how a reply is phrased, not what it does: one "
+        "that says “I cannot” and goes on to help counts as a refusal, one that declines in other words does not. Read "
+        "the replies, or name a judge_model."
+    ]
 
 
 def _tables(run: Run) -> list[BenchmarkTable]:

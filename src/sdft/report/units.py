@@ -6,7 +6,7 @@ import math
 import typing
 from typing import Literal
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, Benchmark
 from sdft.records import Score
 
 Unit = Literal["percent", "nats", "words", "number"]
@@ -33,11 +33,20 @@ def unit_of(score: Score) -> Unit:
 
 def _declared(benchmark: str, metric: str) -> bool | None:
     """Whether a benchmark of this package shows the metric times 100; None for a metric it does not know."""
+    kind = _kind(benchmark)
+    return kind.METRICS[metric].percent if kind and metric in kind.METRICS else None
+
+
+def is_keyword(benchmark: str, metric: str) -> bool:
+    """Whether a benchmark of this package looks for phrases to measure the metric."""
+    kind = _kind(benchmark)
+    return kind is not None and metric in kind.KEYWORDS
+
+
+def _kind(benchmark: str) -> type[Benchmark] | None:
     union = typing.get_args(AnyBenchmark)[0]
-    for kind in typing.get_args(union) or (union,):
-        if kind.model_fields["name"].default == benchmark and metric in kind.METRICS:
-            return bool(kind.METRICS[metric].percent)
-    return None
+    kinds: tuple[type[Benchmark], ...] = typing.get_args(union) or (union,)
+    return next((kind for kind in kinds if kind.model_fields["name"].default == benchmark), None)
 
 
 def scale(unit: Unit) -> float:

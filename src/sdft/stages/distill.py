@@ -10,7 +10,7 @@ from sdft.candidates import PROMPT_TOO_LONG, RewriteIndex, judge
 from sdft.checks import Check
 from sdft.console import Console
 from sdft.data import BadRow, hub_note, iter_examples
-from sdft.engines import Engine, Request, Sampling
+from sdft.engines import Engine, OpenAISettings, Request, Sampling
 from sdft.errors import RecipeError
 from sdft.recipe import Recipe
 from sdft.records import Completion, Example, Rewrite
@@ -158,8 +158,16 @@ def run_distill(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
                 for rewrite in work.round(candidate, engine, prompter, recipe.distill.sampling, recipe.seed):
                     writer.write(rewrite)
                     task.advance(extra=rewrite.tokens)
-    finishes = Counter(rewrite.error or rewrite.finish for rewrite in read_jsonl(path, Rewrite))
-    return [
+    finishes: Counter[str] = Counter()
+    prompt_tokens = tokens = 0
+    for rewrite in read_jsonl(path, Rewrite):
+        finishes[rewrite.error or rewrite.finish] += 1
+        prompt_tokens, tokens = prompt_tokens + rewrite.prompt_tokens, tokens + rewrite.tokens
+    settings = recipe.distill.engine
+    bill: list[str] = []
+    if isinstance(settings, OpenAISettings) and settings.priced:
+        bill = [f"distill: {settings.bill(prompt_tokens, tokens)}"]
+    return bill + [
         f"distill: {count} replies {'were cut at the token limit' if why == 'length' else 'failed: ' + why}"
         for why, count in sorted(finishes.items())
         if why != "stop"

@@ -13,7 +13,8 @@ from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
-from sdft.engines import Continuation, DistributionEngine, Engine, Request, Sampling
+from sdft.engines import AnyEngine, Continuation, DistributionEngine, Engine, OpenAISettings, Request, Sampling
+from sdft.engines.openai import OpenAIEngine
 from sdft.errors import RunError
 from sdft.models import ModelConfig, trained
 from sdft.recipe import Recipe
@@ -143,7 +144,7 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                 if left:
                     if engine is None:
                         prompter = open_prompter(recipe.prompt, recipe.evaluate.engine, recipe.model)
-                        engine = stack.enter_context(closing(recipe.evaluate.engine.open(config)))
+                        engine = stack.enter_context(closing(_open(recipe.evaluate.engine, model, config)))
                     values: dict[str, dict[str, float]] = {}
                     if isinstance(benchmark, Drift) and model != SEED:
                         values = _divergences(recipe, run, benchmark, examples, sampling, prompter, engine, console)
@@ -154,8 +155,34 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                         ):
                             writer.write(prediction)
                             task.advance(extra=prediction.tokens)
+            notes += _add_further(benchmark, model, path, examples, console)
             notes += _write_scores(benchmark, model, sampling, path, examples)
+        if isinstance(engine, OpenAIEngine) and engine.settings.priced:
+            notes.append(f"{model}, in its last call: {engine.settings.bill(engine.prompt_tokens, engine.tokens)}")
     return notes
+
+
+def _open(settings: AnyEngine, model: str, config: ModelConfig) -> Engine:
+    """The engine for a model; a server knows a tuned one by a name of its own."""
+    if isinstance(settings, OpenAISettings) and model in settings.models:
+        config = config.model_copy(update={"name": settings.models[model], "adapter": None})
+    return settings.open(config)
+
+
+def _add_further(
+    benchmark: AnyBenchmark, model: str, path: Path, examples: Sequence[Example], console: Console
+) -> list[str]:
+    """Put into the predictions what the benchmark tells of all of them together. Returns notes."""
+    predictions = list(read_jsonl(path, Prediction))
+    values, notes = benchmark.further(model, examples, predictions, path.parent, console)
+    if benchmark.JUDGED:
+        write_jsonl(path, (_with_further(p, benchmark.JUDGED, values.get(p.id, {})) for p in predictions))
+    return [f"{model} on {label_of(benchmark)}: {note}" for note in notes]
+
+
+def _with_further(prediction: Prediction, judged: Sequence[str], values: Mapping[str, float]) -> Prediction:
+    kept = {name: value for name, value in prediction.values.items() if name not in judged}
+    return prediction.model_copy(update={"values": {**kept, **values}})
 
 
 def _divergences(

@@ -1,0 +1,332 @@
+"""Requests to one or more OpenAI-compatible servers: spread, slowed down, repeated. Runs in an event loop.
+
+What can go wrong is of four kinds:
+
+- not now (no connection, 429, 503): the server's state, not the request's fault. The server is left alone for as
+  long as it asks, or for a growing while, and the request waits for the next server that is free.
+- a failure (time-out, 500, a broken answer): the request is sent again, at most `max_retries` times.
+- refused (400, 413, 422): the request fails for good.
+- hopeless (401, 403, 404, an empty account): EngineError at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+import httpx2
+import openai
+from pydantic import BaseModel, Field, ValidationError
+
+from sdft.engines.openai import REDUNDANT, ServerSettings
+from sdft.errors import EngineError, did_you_mean
+
+FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
+"""Seconds: how long a server is left alone after one fault, and at most after many."""
+LONGEST_PAUSE = 3600.0
+"""Seconds: a server that asks for more is not waited for."""
+STUMBLES = 3
+"""Failures in a row after which a server is left alone for a while."""
+
+Endpoint = Literal["chat", "completions"]
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Choice(BaseModel):
+    finish_reason: str | None = None
+    text: str | None = None
+    message: _Message | None = None
+
+
+class _Tokens(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Answer(BaseModel):
+    """The parts of an answer that are used, and all that a server must send."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Tokens | None = None
+
+
+class RequestFailed(Exception):
+    """This request failed for good."""
+
+    def __init__(self, reason: str, by_server: bool) -> None:
+        super().__init__(reason)
+        self.by_server = by_server
+        """Whether the server is at fault rather than the request."""
+
+
+class _NotNow(Exception):
+    def __init__(self, reason: str, pause: float | None, down: bool) -> None:
+        super().__init__(reason)
+        self.pause = pause
+        """Seconds that the server asks for."""
+        self.down = down
+        """Whether it does not answer at all."""
+
+
+class _Failed(Exception):
+    pass
+
+
+@dataclass(slots=True)
+class Server:
+    """One server, and how much it bears."""
+
+    url: str
+    client: openai.AsyncOpenAI
+    limit: float
+    """Requests at once, for now."""
+    quick_to: float
+    """Up to here the limit grows by one with each answer, above it more and more slowly."""
+    active: int = 0
+    ready_at: float = 0.0
+    """Until then it is left alone, in `time.monotonic` seconds."""
+    stumbled_at: float = -1.0
+    stumbles: int = 0
+    """Faults since its last good answer; those of requests that were in flight together count once."""
+    trouble: str = ""
+    """The last of them, in words."""
+
+    def answered(self, most: int) -> None:
+        """Let it do a little more."""
+        self.stumbles = 0
+        self.limit = min(float(most), self.limit + (1.0 if self.limit < self.quick_to else 1.0 / self.limit))
+
+    def stumbled(self, started: float, reason: str) -> bool:
+        """Note a fault; whether it is a new one, and not that of a request sent before the last one was known."""
+        self.trouble = reason
+        if started < self.stumbled_at:
+            return False
+        self.stumbled_at = time.monotonic()
+        self.stumbles += 1
+        return True
+
+    def rest(self, seconds: float | None) -> None:
+        """Leave it alone for so long, or for a while that grows with its faults."""
+        pause = _pause(self.stumbles - 1) if seconds is None else seconds * (1 + 0.1 * random.random())
+        self.ready_at = max(self.ready_at, time.monotonic() + pause)
+
+
+@dataclass(slots=True)
+class Servers:
+    """All servers of one engine. Use it inside one event loop."""
+
+    settings: ServerSettings
+    model: str
+    key: str | None
+    heard: float = field(default_factory=time.monotonic)
+    """When a server last gave a good answer, or was asked without any trouble being known of it."""
+    tried: float = 0.0
+    """When one last said: not now."""
+    servers: list[Server] = field(default_factory=list)
+    _freed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        most = self.settings.max_concurrency
+        timeout = httpx2.Timeout(self.settings.timeout, connect=min(10.0, self.settings.timeout))
+        for url in self.settings.urls:
+            client = openai.AsyncOpenAI(
+                api_key=self.key or "none",
+                admin_api_key="",
+                base_url=url,
+                timeout=timeout,
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(
+                    limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most), timeout=timeout
+                ),
+            )
+            self.servers.append(Server(url, client, limit=most, quick_to=most))
+
+    def begin(self) -> None:
+        """Count patience from now."""
+        self.heard = self.tried = time.monotonic()
+
+    @property
+    def room(self) -> int:
+        """Requests that all servers together bear at once, for now."""
+        return max(1, sum(int(server.limit) for server in self.servers))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for server in self.servers:
+            await server.client.close()
+
+    def clean(self, text: str) -> str:
+        """A server's text as it may be shown: without the key, on one line, not too long."""
+        if self.key:
+            text = text.replace(self.key, "***")
+        text = " ".join(text.split())
+        return text if len(text) <= 300 else text[:297] + "..."
+
+    async def ask(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
+        """The answer to one request. Raises RequestFailed, and EngineError where no server can go on."""
+        failures = 0
+        while True:
+            server = await self._turn()
+            started = time.monotonic()
+            try:
+                answer = await self._send(server, endpoint, body)
+            except _NotNow as error:
+                if server.stumbled(started, str(error)):
+                    server.quick_to = server.limit if error.down else max(1.0, server.limit / 2)
+                    server.limit = 1.0 if error.down else max(1.0, server.active / 2)
+                server.rest(error.pause)
+                self.tried = time.monotonic()
+            except _Failed as error:
+                failures += 1
+                if server.stumbled(started, str(error)) and server.stumbles >= STUMBLES:
+                    server.rest(None)
+                if failures > self.settings.max_retries:
+                    times = f" ({failures} times)" if failures > 1 else ""
+                    raise RequestFailed(f"{error}{times}", by_server=True) from None
+            else:
+                self.heard = time.monotonic()
+                server.answered(self.settings.max_concurrency)
+                return answer
+            finally:
+                server.active -= 1
+                self._freed.set()
+            if failures:
+                await asyncio.sleep(_pause(failures - 1))
+
+    async def _turn(self) -> Server:
+        """The least busy server that is ready, taken for one request; waits for one."""
+        while True:
+            now = time.monotonic()
+            ready = [s for s in self.servers if s.ready_at <= now and s.active < int(s.limit)]
+            if ready:
+                server = min(ready, key=lambda s: s.active / s.limit)
+                server.active += 1
+                if not server.stumbles:
+                    self.heard = now
+                return server
+            self._refuse_to_wait_forever(now)
+            waits = [s.ready_at - now for s in self.servers if s.ready_at > now]
+            self._freed.clear()
+            try:
+                async with asyncio.timeout(min(waits) if waits else None):
+                    await self._freed.wait()
+            except TimeoutError:
+                pass
+
+    def _refuse_to_wait_forever(self, now: float) -> None:
+        if any(server.active for server in self.servers):
+            return
+        long = min(self.servers, key=lambda server: server.ready_at)
+        if long.ready_at - now > LONGEST_PAUSE:
+            why = f"it asks to be left alone for {long.ready_at - now:.0f} s"
+        elif self.tried - self.heard > self.settings.patience:  # a pause that it asked for is waited out first
+            why = f"no good answer for {now - self.heard:.0f} s"
+        else:
+            return
+        others = f" (and {len(self.servers) - 1} more)" if len(self.servers) > 1 else ""
+        raise EngineError(
+            f"{long.url}{others}: {why}; the last was: {long.trouble}. Give the same command again when it answers: "
+            "what is done is kept"
+        )
+
+    async def _send(self, server: Server, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
+        asked, extra = server.client, dict(body)
+        try:
+            async with asyncio.timeout(self.settings.timeout):
+                if endpoint == "chat":
+                    turns = await asked.chat.completions.with_raw_response.create(
+                        model=self.model, messages=extra.pop("messages"), extra_body=extra
+                    )
+                    content = turns.content
+                else:
+                    text = await asked.completions.with_raw_response.create(
+                        model=self.model, prompt=extra.pop("prompt"), extra_body=extra
+                    )
+                    content = text.content
+                return Answer.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            what = self.clean(f"{where}: {first['msg']}" if where else first["msg"])
+            raise _Failed(f"{server.url}: the answer is not one of an OpenAI-compatible server ({what})") from None
+        except openai.APIStatusError as error:
+            raise await self._judged(server, error, body) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__
+            if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
+                what = self.clean(str(cause)) or "no connection"
+                raise _NotNow(f"{server.url}: cannot be reached ({what})", None, down=True) from None
+            if isinstance(error, openai.APITimeoutError):
+                raise _Failed(f"{server.url}: no answer within {self.settings.timeout:g} s") from None
+            raise _Failed(f"{server.url}: the connection broke ({type(cause).__name__})") from None
+        except TimeoutError:
+            raise _Failed(f"{server.url}: no answer within {self.settings.timeout:g} s") from None
+
+    async def _judged(self, server: Server, error: openai.APIStatusError, body: Mapping[str, Any]) -> Exception:
+        """What an answer with an error code means."""
+        code, body_text = error.status_code, error.body if isinstance(error.body, str) else ""
+        said = self.clean(f"{error.message.removeprefix('Error code: ')} {body_text}")
+        where = f"{server.url}: {said}"
+        if code == 429 and "insufficient_quota" in (error.code, error.type):
+            return EngineError(f"{where}; the account is empty: fill it, then give the same command again")
+        if code in (429, 503):
+            return _NotNow(where, retry_after(error.response.headers), down=code == 503)
+        if code in (401, 403):
+            env = self.settings.api_key_env
+            way_out = (
+                f"check the key in the environment variable {env}"
+                if env
+                else "where it wants a key, put it into an environment variable and name that in api_key_env"
+            )
+            return EngineError(f"{where}; the server refuses access: {way_out}")
+        if code == 404:
+            return EngineError(f"{where}; the server knows no model '{self.model}'{await self._known_models(server)}")
+        if code in (408, 409) or code >= 500:
+            return _Failed(where)
+        if code == 400 and (named := [name for name in REDUNDANT if name in body and name in said]):
+            return EngineError(f"{where}; where the server does not take a field, name it: leave_out: [{named[0]}]")
+        return RequestFailed(where, by_server=False)
+
+    async def _known_models(self, server: Server) -> str:
+        """What to do about a model that is not there; the server says which ones it has."""
+        try:
+            async with asyncio.timeout(10):
+                names = [model.id async for model in server.client.models.list()]
+        except (openai.OpenAIError, TimeoutError, TypeError, ValueError):
+            return ", or base_url is not where its API begins (it often ends in /v1)"
+        return self.clean(did_you_mean(self.model, names))
+
+
+def _pause(faults: int) -> float:
+    """Seconds that double with each fault; jittered, so that clients do not come back all at once."""
+    pause = min(LAST_PAUSE, FIRST_PAUSE * 2.0 ** min(max(faults, 0), 16))
+    return pause * (0.5 + 0.5 * random.random())
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer asks to wait for, from 0; None where it names none that can be read."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name)
+        if text is None:
+            continue
+        try:
+            seconds = float(text) * unit
+        except ValueError:
+            try:
+                seconds = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
+            except ValueError:
+                continue
+        if seconds == seconds:
+            return max(0.0, seconds)
+    return None
