@@ -71,6 +71,8 @@ def test_right_and_wrong_programs() -> None:
     assert ran("def f(a, b): pass").reason == "wrong_answer"
     raised = ran("def f(a, b):\n    return a / 0\n")
     assert (raised.reason, raised.detail) == ("raised", "ZeroDivisionError: division by zero")
+    odd = ran("def f(a, b): raise ValueError('half \\ud800')")
+    assert odd.reason == "raised" and odd.detail.encode("utf-8").startswith(b"ValueError: half ")
     assert ran("def f(a, b:").detail.startswith("SyntaxError")
     assert ran("def g(a, b): return a + b").detail == "NameError: name 'f' is not defined"
 
@@ -178,7 +180,7 @@ def f(paths):
             pass
     return found
 """
-    paths = [secret, at_home, __file__, *(f"/{name}" for name in ("etc/shadow", "etc/passwd", "home", "proc/1/environ",
+    paths = [secret, at_home, __file__, *(f"/{name}" for name in ("etc/shadow", "etc/passwd", "proc/1/environ",
              "proc/self/maps", "proc", "tmp", "var", "run", "sys"))]  # fmt: skip
     at_home.write_text("key", encoding="utf-8")
     try:

@@ -83,9 +83,9 @@ class CodeBenchmark(Benchmark):
 
     def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
         """Whether the program in a reply passes all tests. Raises BenchmarkError where no sandbox works."""
-        where = sandbox() if not self.allow_unsandboxed or problem() is None else UNCONFINED
         if "row" not in example.meta:
             raise BenchmarkError(f"{self.name}: row {example.id} comes without its tests; evaluate in a recipe instead")
+        where = UNCONFINED if self.allow_unsandboxed and problem() else sandbox()
         verdict = self.outcome(example, reply, Limits(self.timeout, self.memory_mb << 20), where)
         return verdict, {"pass@1": float(verdict.ok)}
 

@@ -77,7 +77,7 @@ def _all_judged(
     if not benchmark.PARALLEL:
         yield from (_judged(*job) for job in jobs)
         return
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ThreadPoolExecutor(cores)
     waiting: deque[Future[Prediction]] = deque()
     try:
