@@ -48,6 +48,9 @@ BENCHMARKS = {  # label → template
     "openfunction": "alpaca",
     "advbench_raw": "alpaca",
     "advbench_jailbreak": "alpaca_gcg",
+    "alpaca_eval": "alpaca",
+    "humaneval": "octocoder",
+    "knowledge": None,
 }
 LLAMA3 = {
     "gsm8k": ("llama3_gsm8k_distill", "llama3_gsm8k", "llama3_gsm8k_infer", "llama3_gsm8k_infer"),
@@ -97,7 +100,12 @@ def test_the_references_settings_to_the_letter(name: str) -> None:
     found = templates_of(recipe)
     assert {label: found.get(label) for label in BENCHMARKS} == BENCHMARKS
     named = [entry for entry in recipe.evaluate.benchmarks if (entry.label or entry.name) in BENCHMARKS]
-    assert all(entry.limit is None and entry.sampling is None for entry in named)
+    assert all(entry.limit is None for entry in named)
+    assert {entry.name for entry in named if entry.sampling is not None} == {"humaneval"}
+    humaneval = next(entry for entry in named if entry.name == "humaneval")
+    assert (humaneval.sampling.temperature, humaneval.samples) == (0, 1)
+    knowledge = next(entry for entry in named if entry.name == "knowledge")
+    assert not any(knowledge.num_fewshot.values())
 
 
 @pytest.mark.parametrize("name", LLAMA3)
