@@ -131,7 +131,8 @@ def evaluate(
 ) -> list[Prediction]:
     """A model's judged replies to a benchmark, in the dataset's order. Greedy where nothing else is said.
 
-    `drift` compares two models and has no meaning for one alone: its replies are measured for length only.
+    `drift` compares two models and has no meaning for one alone: its replies are measured for length only. A
+    `judge_model` is not asked: judgements are kept in run folders.
     Raises BenchmarkError, DataError, ModelError, PromptError and EngineError.
     """
     from sdft.stages import evaluate as stage
