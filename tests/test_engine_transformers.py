@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 from helpers_models import WORDS, save_tiny_model
 from sdft.engines import Continuation, Request, Sampling, TransformersSettings
 from sdft.engines._sampling import next_tokens
-from sdft.errors import ModelError
+from sdft.errors import EngineError, ModelError
 from sdft.models import ModelConfig, resolve
 
 DType = Literal["float32", "bfloat16"]
@@ -80,6 +80,36 @@ def test_every_request_is_answered_once_and_lazily(llama: Path) -> None:
     first = next(done := engine.generate(stream(), GREEDY))
     assert len(taken) < 40
     assert sorted([first.id, *(c.id for c in done)], key=int) == [str(i) for i in range(40)]
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 5), at_once=st.integers(2, 400), dtype=st.sampled_from(["float32", "bfloat16"]))
+def test_replies_scored_together_have_the_scores_of_each_alone(
+    folder: Path, seed: int, at_once: int, dtype: DType
+) -> None:
+    rng = random.Random(seed)
+    items = [
+        Continuation(r.id, r.prompt, "".join(f" {w}" for w in rng.choices(WORDS, k=rng.randint(0, 30))))
+        for r in requests(12, seed)
+    ]
+    config = ModelConfig(name=str(folder), dtype=dtype, device="cpu")
+    alone = TransformersSettings(prefill_tokens=1).open(config)
+    together = TransformersSettings(prefill_tokens=at_once).open(config)
+    tolerance = 1e-4 if dtype == "float32" else 0.2  # logits of the tiny model are large; bf16 has 8 bits
+    for item, one, other in zip(items, alone.logprobs(items), together.logprobs(items), strict=True):
+        assert one.id == other.id == item.id
+        assert one.tokens == other.tokens
+        assert other.logprobs == pytest.approx(one.logprobs, abs=tolerance)
+    for one, other in zip(alone.distributions(items), together.distributions(items), strict=True):
+        assert torch.allclose(one, other, atol=tolerance)
+
+
+def test_an_item_that_cannot_be_scored_comes_after_those_before_it(llama: Path) -> None:
+    engine = TransformersSettings().open(ModelConfig(name=str(llama), device="cpu"))
+    scores = engine.logprobs([Continuation("a", "the cat", " is"), Continuation("b", "cat " * 600, " is")])
+    assert next(scores).id == "a"
+    with pytest.raises(EngineError, match=r"logprobs of 'b': \d+ \+ 1 tokens exceed the model's 512"):
+        next(scores)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

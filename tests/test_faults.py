@@ -26,7 +26,7 @@ from helpers_pipeline import contents, scripted_recipe
 KILLS = (
     "data", "data", "distill", "distill", "distill", "distill", "select", "select", "train/sft", "train/sft",
     "train/sft", "train/sft", "train/sdft", "train/sdft", "train/sdft", "eval/seed", "eval/seed", "eval/sft",
-    "eval/sft", "eval/sdft", "eval/sdft", "compare", "report", "report",
+    "eval/sft", "eval/sdft", "eval/sdft", "compare", "analyze", "analyze", "report", "report",
 )  # fmt: skip
 """The stage that each kill is aimed at."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -12,21 +12,22 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sdft"
 LAYERS = (
     {"errors", "records"},
-    {"rundir", "console", "prompts", "checks", "data", "models", "stats", "length_control"},
+    {"rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox", "length_control"},
     {"engines"},
     {"judge"},
     {"benchmarks", "rendering", "candidates", "report"},
     {"recipe"},
-    {"stages", "manifest", "inspection", "training"},
+    {"stages", "manifest", "inspection", "training", "analysis"},
     {"pipeline", "api"},
-    {"scoreboard", "untrained"},
+    {"scoreboard", "untrained", "grid"},
     {"cli"},
     {"__init__", "__main__"},
 )
 """From the bottom up: a module imports from its own layer or below, never from above."""
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "scipy", "matplotlib", "jinja2", "rich",
-    "numpy", "pyarrow", "reasoning_gym", "gguf", "safetensors", "tokenizers", "huggingface_hub", "openai", "httpx2",
+    "numpy", "pyarrow", "lm_eval", "nltk", "reasoning_gym", "gguf", "safetensors", "tokenizers", "huggingface_hub",
+    "openai", "httpx2",
 }  # fmt: skip
 
 

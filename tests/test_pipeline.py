@@ -18,7 +18,7 @@ from sdft.pipeline import plan
 from sdft.rundir import file_sha256, read_json
 from sdft.stages import evaluate as evaluate_stage
 
-ALL = ("data", "distill", "select", "eval/seed", "compare", "report")
+ALL = ("data", "distill", "select", "eval/seed", "compare", "analyze", "report")
 
 
 def rewrites(folder: Path) -> list[str]:
@@ -73,9 +73,9 @@ def test_redo_makes_a_stage_and_all_that_follows_anew_and_nothing_else(tmp_path:
     tree = scripted_recipe(tmp_path)
     folder = sdft.run(tree).path
     before = contents(folder)
-    assert sdft.run(tree, redo="distill").done == ("distill", "select", "report")
+    assert sdft.run(tree, redo="distill").done == ("distill", "select", "analyze", "report")
     assert contents(folder) == before
-    assert sdft.run(tree, redo="eval").done == ("eval/seed", "compare", "report")
+    assert sdft.run(tree, redo="eval").done == ("eval/seed", "compare", "analyze", "report")
     changed = sdft.run(tree, ["distill.temperature=0.5"], redo="distill")
     assert "distill" in changed.done
     before = contents(folder)
@@ -95,7 +95,7 @@ def test_other_checks_are_selected_anew_and_missing_candidates_added(tmp_path: P
     few = rewrites(folder)
     assert len(few) == 12
     tree["select"]["checks"] = ["leak", "number"]
-    assert sdft.run(tree).done == ("distill", "select", "compare", "report")
+    assert sdft.run(tree).done == ("distill", "select", "compare", "analyze", "report")
     many = rewrites(folder)
     assert len(many) == 24
     assert set(few) < set(many)
@@ -118,7 +118,7 @@ def test_a_benchmark_can_be_added_without_measuring_the_others_again(
 
     monkeypatch.setattr(evaluate_stage, "evaluate", noting)
     tree["evaluate"]["benchmarks"].append({"name": "drift", "label": "again", "limit": 3})
-    assert sdft.run(tree).done == ("eval/seed", "compare", "report")
+    assert sdft.run(tree).done == ("eval/seed", "compare", "analyze", "report")
     assert asked == ["again"]
     tree["evaluate"]["benchmarks"][0]["limit"] = 4
     with pytest.raises(sdft.RunError, match=r"evaluate\.benchmarks\.drift\.limit: 5 → 4"):

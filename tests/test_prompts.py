@@ -183,7 +183,7 @@ def test_sound_configs_have_no_problems_and_two_mistakes_are_both_found() -> Non
 
 def test_every_named_template_renders() -> None:
     renderer = Renderer(PromptConfig(), chatml_tokenizer())
-    wanted = {"alpaca", "alpaca_gcg", "alpaca_distill_refer", "alpaca_distill_using"}
+    wanted = {"octocoder", "alpaca", "alpaca_gcg", "alpaca_distill_refer", "alpaca_distill_using"}
     wanted |= {f"{head}gsm8k{tail}" for head in ("", "llama3_") for tail in ("", "_infer", "_distill")}
     assert {name for name, template in templates().items() if template.style == "verbatim"} == wanted
     for name, template in templates().items():

@@ -22,6 +22,7 @@ from helpers_report import (
     load,
     recipe,
     score,
+    write_analysis,
     write_data,
     write_manifest,
     write_scores,
@@ -214,6 +215,24 @@ def test_all_pictures_of_a_whole_run_are_there(demo: Path) -> None:
     assert page.tags["article"] == 20
 
 
+def test_analyses_are_shown_in_pictures_tables_and_words(copy: Path) -> None:
+    write_analysis(copy)
+    files = build_report(copy)
+    page = Page(files.html)
+    figures = [value for tag, name, value in page.attributes if tag == "figure" and name == "id"]
+    assert figures[6:] == [
+        "likelihood", "similarity-reasoning_gym", "similarity-drift", "bleu4-drift", "rouge-l-drift", "weights"
+    ]  # fmt: skip
+    for shown in ("6.900", "6.800 to 7.000", "0.88 (0.85 to 0.91)", "42 of them rewritten", "−6.300 nats"):
+        assert shown in page.words.replace("\N{NO-BREAK SPACE}", " "), shown
+    assert "| Seed | 6.900 (6.800 to 7.000) | 0.600 (0.500 to 0.700) |" in files.markdown
+    assert "SDFT on drift against the seed's replies: embedding similarity 0.88" in files.markdown
+    again = Report.model_validate_json(files.json).analysis
+    assert again is not None and again.nll is not None
+    assert again.nll.gaps["seed"].value == -6.3
+    assert len(again.weights["sdft"].layers) == 30
+
+
 def test_the_page_needs_nothing_from_outside(demo: Path) -> None:
     html = build_report(demo).html
     page = Page(html)
@@ -342,11 +361,14 @@ def test_without_drift_the_picture_shows_retention_loss(copy: Path) -> None:
     [
         "manifest.json", "recipe.yaml", "data/train.jsonl", "select/summary.json", "select/choices.jsonl",
         "train/sft/training.json", "train/sdft/trainer_state.json", "eval/sft/reasoning_gym/scores.json",
-        "eval/comparisons.json", "eval/sdft/drift/predictions.jsonl",
+        "eval/comparisons.json", "eval/sdft/drift/predictions.jsonl", "analyze/nll.json", "analyze/nll.jsonl",
+        "analyze/shift.json", "analyze/shift.jsonl", "analyze/weights.json",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("content", [None, b"", b"{\n", b"[1, 2]\n", b'{"a": NaN}\n', b"\xff\xfe\x00\n", b"null\n"])
 def test_no_broken_file_stops_the_report(copy: Path, name: str, content: bytes | None) -> None:
+    if name.startswith("analyze"):
+        write_analysis(copy)
     path = copy / name
     path.unlink() if content is None else path.write_bytes(content)
     files = build_report(copy)
@@ -355,6 +377,7 @@ def test_no_broken_file_stops_the_report(copy: Path, name: str, content: bytes |
     harmless = name == "recipe.yaml" and content != b"\xff\xfe\x00\n"  # the manifest holds the recipe too
     harmless |= content in (None, b"") and name.endswith(("predictions.jsonl", "trainer_state.json", "train.jsonl"))
     harmless |= content == b"" and name == "select/choices.jsonl"
+    harmless |= name.startswith("analyze") and content == (b"" if name.endswith("l") else None)  # not asked for
     empty_manifest = name == "manifest.json" and content == b'{"a": NaN}\n'
     assert report["missing"] or harmless or empty_manifest
 
@@ -420,6 +443,7 @@ def nasty_run(folder: Path) -> Path:
         sdft=NASTY,
     )  # fmt: skip
     (folder / "recipe.yaml").write_text(f"# {visible(NASTY)}\nname: demo\n", encoding="utf-8")
+    write_analysis(folder, methods=(NASTY, "sdft"), labels=(NASTY, "drift"))
     for model in ("seed", "sft", "sdft"):
         rows_ = [score(model, NASTY, NASTY, (0.5, 0.4, 0.6), 10, kind="rate")]
         sampling = {"temperature": NASTY, "max_new_tokens": NASTY}
@@ -435,7 +459,8 @@ def nasty_run(folder: Path) -> Path:
 def test_untrusted_text_stays_text(tmp_path: Path) -> None:
     files = build_report(nasty_run(tmp_path / "run"))
     page = Page(files.html)  # balanced
-    plain = Page(build_report(demo_run(tmp_path / "plain")).html)
+    write_analysis(demo_run(tmp_path / "plain"))
+    plain = Page(build_report(tmp_path / "plain").html)
     assert set(page.tags) <= set(plain.tags)  # no element that a harmless page does not have
     assert {name for _, name, _ in page.attributes} <= {name for _, name, _ in plain.attributes}
     assert "<script>alert(1)</script>" in page.words
@@ -548,7 +573,9 @@ def test_charts_of_nothing_are_drawn() -> None:
         charts.scatter("t", [charts.Point("seed", "seed", 0, 0)], "x", "y"), charts.bars("t", []),
         charts.grouped_bars("t", [], "x"), charts.histograms("t", [], [], "x", "y"), charts.lines("t", [], "x", "y"),
         charts.boxes("t", [charts.Box("m", "a", 0, (0, 0, 0), 0, 0)], "x"),
-        charts.bars("t", [charts.Bar("zero", "a", 0, "0")]),
+        charts.bars("t", [charts.Bar("zero", "a", 0, "0")]), charts.overlaid("t", [], "x", "y"),
+        charts.overlaid("t", [charts.Sample("m", "a", [1.0, 1.0], 1.0, (1.0, 1.0), "1")], "x", "y"),
+        charts.tracks("t", [], [], "x", "y"), charts.tracks("t", ["0"], [charts.Track("m", "a", [None])], "x", "y"),
     ):  # fmt: skip
         Page(svg)
         assert "nan" not in svg

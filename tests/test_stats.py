@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdft.records import Metric, Prediction, Verdict
-from sdft.stats import bootstrap_mean, compare, mcnemar, score, tango, wilson
+from sdft.stats import bootstrap_mean, bootstrap_ratio, compare, mcnemar, score, t_interval, tango, wilson
 
 METRICS = {"accuracy": Metric(), "words": Metric(kind="mean", better="neither", percent=False)}
 shares = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -211,3 +211,36 @@ def test_compare_is_antisymmetric() -> None:
 def test_interval_widens_with_the_rows_that_differ() -> None:
     widths = [high - low for low, high in (tango(10 + d, d, 200) for d in (0, 20, 80))]
     assert all(narrow < wide for narrow, wide in pairwise(widths))
+
+
+@given(st.lists(st.integers(-40, 40), min_size=1, max_size=12), st.sampled_from([1, 2, 8]))
+def test_a_ratio_to_equal_sizes_is_a_mean(values: list[int], size: int) -> None:
+    found = bootstrap_ratio([value * size for value in values], [float(size)] * len(values))
+    assert found == pytest.approx(bootstrap_mean(values), abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.integers(1, 40)), min_size=1, max_size=20))
+def test_the_interval_of_a_ratio_holds_it_and_one_row_says_nothing(rows: list[tuple[float, int]]) -> None:
+    totals, sizes = [total for total, _ in rows], [float(size) for _, size in rows]
+    ratio = sum(totals) / sum(sizes)
+    low, high = bootstrap_ratio(totals, sizes)
+    assert low <= ratio + 1e-9 and ratio - 1e-9 <= high
+    assert bootstrap_ratio(totals[:1], sizes[:1]) == pytest.approx((totals[0] / sizes[0],) * 2)
+
+
+def test_the_interval_of_a_ratio_draws_rows_not_tokens() -> None:
+    draw = random.Random(0)
+    totals, sizes = [], []
+    for _ in range(40):  # each row has a level of its own, and a hundred tokens that hardly differ
+        totals.append(100 * draw.gauss(2, 1))
+        sizes.append(100.0)
+    low, high = bootstrap_ratio(totals, sizes)
+    assert 0.4 < high - low < 0.9  # 2 * 1.96 / sqrt(40) = 0.62, ten times what 4000 tokens would give
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=9))
+def test_the_interval_over_seeds_is_students(values: list[float]) -> None:
+    from scipy.stats import sem, t
+
+    expected = t.interval(0.95, len(values) - 1, sum(values) / len(values), sem(values) or 1e-300)
+    assert t_interval(values) == pytest.approx(expected, abs=1e-9)

@@ -23,7 +23,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdft.api import build_report, distill, evaluate, select, train
+    from sdft.api import analyze, build_report, distill, evaluate, select, train
     from sdft.data import DataConfig, load_examples
     from sdft.engines import Sampling
     from sdft.errors import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         RunError,
         SdftError,
     )
+    from sdft.grid import SweepResult, sweep
     from sdft.models import ModelConfig
     from sdft.pipeline import RunResult, run
     from sdft.prompts import PromptConfig
@@ -65,9 +66,11 @@ __all__ = [
     "Sampling",
     "Score",
     "SdftError",
+    "SweepResult",
     "TrainConfig",
     "Verdict",
     "__version__",
+    "analyze",
     "build_report",
     "distill",
     "dump_recipe",
@@ -77,11 +80,12 @@ __all__ = [
     "load_recipe",
     "run",
     "select",
+    "sweep",
     "train",
 ]
 
 _HOMES = {
-    "sdft.api": ("build_report", "distill", "evaluate", "select", "train"),
+    "sdft.api": ("analyze", "build_report", "distill", "evaluate", "select", "train"),
     "sdft.data": ("DataConfig", "load_examples"),
     "sdft.engines": ("Sampling",),
     "sdft.errors": tuple(name for name in __all__ if name.endswith("Error")),
@@ -91,6 +95,7 @@ _HOMES = {
     "sdft.recipe": ("Recipe", "TrainConfig", "dump_recipe", "load_recipe"),
     "sdft.records": ("Choice", "Comparison", "Example", "Message", "Prediction", "Rewrite", "Score", "Verdict"),
     "sdft.untrained": ("eval_recipe",),
+    "sdft.grid": ("SweepResult", "sweep"),
 }
 
 

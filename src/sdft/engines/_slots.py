@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "sdft_slots"
+NOWHERE = -1
+"""The slot of a text that is passed through once and not kept."""
 STEP = 64
 """Room for tokens grows by whole steps, so that few different shapes occur."""
 
@@ -112,6 +114,13 @@ class SlotCache(Cache):
                     key[row, ..., :start] = prefix_key
                     value[row, :, :start] = prefix_value
 
+    def begin_scoring(self, lengths: list[int]) -> None:
+        """The next pass brings texts of so many tokens, laid end to end in one row. Nothing of them is kept."""
+        self._start, self._lengths, self._entering, at = 0, [], [], 0
+        for length in lengths:
+            self._entering.append((NOWHERE, Span(at, at + length, at, at + length)))
+            at += length
+
     def begin_decode(self, lengths: list[int]) -> None:
         """The next pass brings one token for each of the first slots, which then hold that many tokens."""
         self._entering, self._lengths, self._at, self._bias = [], lengths, [], []
@@ -132,6 +141,8 @@ class SlotCache(Cache):
         """Store one layer's new keys and values, each (rows, kv heads, positions, head size); `attend` comes next."""
         self._layer = layer_idx
         for slot, (first, end, _, _) in self._entering:
+            if slot == NOWHERE:
+                continue
             block, row = self.blocks[slot // self.block_rows], slot % self.block_rows
             to = self._start + end - first
             block.keys[layer_idx][row, ..., self._start : to] = key_states[0, :, first:end].transpose(1, 2)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MIN_SLOTS = 4
 MIN_PREFIX = 8
+SCORED_ROWS = 256
+"""Positions of replies whose whole next-token distributions are held at once."""
 STOP_WINDOW = 24
 """Tokens at the end of a reply that are searched for a stop string."""
 
@@ -61,6 +63,19 @@ class _Row:
     stop_strings: tuple[str, ...]
     stop_ids: frozenset[int]
     reply: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A given reply to be scored, in tokens."""
+
+    item: Continuation
+    prompt: list[int]
+    reply: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt + self.reply
 
 
 class TransformersEngine:
@@ -205,7 +220,7 @@ class TransformersEngine:
 
         from sdft.engines._sampling import next_tokens
 
-        budget = self.settings.prefill_tokens or (1024 if self.device.type == "cpu" else 8192)
+        budget = self._prefill_budget
         group: list[_Row] = []
         tokens: list[int] = []
         start = 0
@@ -363,23 +378,86 @@ class TransformersEngine:
             yield scores
 
     def _score(self, items: Iterable[Continuation]) -> Iterator[tuple[Continuation, torch.Tensor, torch.Tensor]]:
+        """Yield each item with its reply's tokens and their distributions. Several items share one pass."""
         import torch
 
-        for item in items:
-            prompt, reply = self._tokenize(item.prompt), self._tokenize(item.reply)
-            if not prompt:
-                raise EngineError(f"logprobs of '{item.id}': the prompt is empty")
-            if len(prompt) + len(reply) > self.context:
-                raise EngineError(
-                    f"logprobs of '{item.id}': {len(prompt)} + {len(reply)} tokens exceed the model's {self.context}"
-                )
-            ids = torch.tensor([prompt + reply], device=self.device)
+        batch: list[_Scored] = []
+        try:
+            for item in items:
+                row = _Scored(item, self._tokenize(item.prompt), self._tokenize(item.reply))
+                problem = self._unscorable(row)
+                if batch and (problem or not self._fits(batch, row)):
+                    yield from self._score_batch(batch)
+                    batch = []
+                if problem:
+                    raise EngineError(f"logprobs of '{item.id}': {problem}")
+                batch.append(row)
+            yield from self._score_batch(batch)
+        except torch.OutOfMemoryError:
+            raise EngineError(
+                "the device is out of memory while replies are scored; lower evaluate.engine.prefill_tokens"
+            ) from None
+
+    def _unscorable(self, row: _Scored) -> str | None:
+        if not row.prompt:
+            return "the prompt is empty"
+        if len(row.ids) > self.context:
+            return f"{len(row.prompt)} + {len(row.reply)} tokens exceed the model's {self.context}"
+        return None
+
+    @property
+    def _prefill_budget(self) -> int:
+        return self.settings.prefill_tokens or (1024 if self.device.type == "cpu" else 8192)
+
+    def _fits(self, batch: list[_Scored], row: _Scored) -> bool:
+        """Whether one more item goes into a pass: end to end where slots keep them apart, else padded."""
+        lengths = [len(other.ids) for other in (*batch, row)]
+        if self.uses_slots:
+            return sum(lengths) <= self._prefill_budget
+        return self.has_plain_head and max(lengths) * len(lengths) <= self._prefill_budget
+
+    def _score_batch(self, batch: list[_Scored]) -> Iterator[tuple[Continuation, torch.Tensor, torch.Tensor]]:
+        import torch
+
+        hidden = self._hidden_before_replies(batch) if self.has_plain_head else []
+        start = 0
+        while start < len(batch):
+            end, rows = start + 1, len(batch[start].reply)
+            while self.has_plain_head and end < len(batch) and rows + len(batch[end].reply) <= SCORED_ROWS:
+                rows += len(batch[end].reply)
+                end += 1
             if self.has_plain_head:
-                hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-                logits = self._logits(hidden[0, len(prompt) - 1 : -1])
+                logits = self._logits(torch.cat(hidden[start:end]))
             else:
-                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-            yield item, ids[0, len(prompt) :], logits.float().log_softmax(-1)
+                [row] = batch
+                ids = torch.tensor([row.ids], device=self.device)
+                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1]
+            scores = torch.split(logits.float().log_softmax(-1), [len(row.reply) for row in batch[start:end]])
+            for row, part in zip(batch[start:end], scores, strict=True):
+                yield row.item, torch.tensor(row.reply, dtype=torch.long, device=self.device), part
+            start = end
+
+    def _hidden_before_replies(self, batch: list[_Scored]) -> list[torch.Tensor]:
+        """Last hidden states, (reply tokens, width) for each item, at the positions that predict its reply."""
+        import torch
+
+        lengths = [len(row.ids) for row in batch]
+        if self.uses_slots:
+            from sdft.engines._slots import SlotCache
+
+            cache = SlotCache(self.model.config, 1, self.dtype, self.device)
+            cache.begin_scoring(lengths)
+            ids = [token for row in batch for token in row.ids]
+            positions = [position for length in lengths for position in range(length)]
+            idle = [0] * (MIN_SLOTS - len(ids))  # ignored
+            whole = torch.split(self._hidden([ids + idle], [positions + idle], cache)[0, : len(ids)], lengths)
+        else:
+            width = max(lengths)
+            padded = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in batch], device=self.device)
+            mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths], device=self.device)
+            states = self.model.base_model(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state
+            whole = tuple(state[:length] for state, length in zip(states, lengths, strict=True))
+        return [states[len(row.prompt) - 1 : -1] for row, states in zip(batch, whole, strict=True)]
 
 
 def has_plain_attention(model: Any) -> bool:

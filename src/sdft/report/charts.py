@@ -7,6 +7,7 @@ Every function gives one `<svg>` as text; all labels are escaped here. A chart i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape as _escape
@@ -59,6 +60,28 @@ class Box:
     maximum: float
     mean: float
     dots: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Many values, to be shown as one histogram among others; `note` is their mean as text."""
+
+    label: str
+    tone: str
+    values: Sequence[float]
+    mean: float
+    interval: tuple[float, float]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A value with its interval at each of some named places; None where there is none."""
+
+    label: str
+    tone: str
+    values: Sequence[tuple[float, float, float] | None]
+    """(value, low, high) at each place."""
 
 
 class Canvas:
@@ -260,6 +283,61 @@ def lines(title: str, series: Sequence[Series], x_label: str, y_label: str) -> s
         elif points:
             canvas.path(points, f"curve {s.tone}")
     canvas.text((x.start + x.end) / 2, 282, x_label, "axis", "middle")
+    canvas.text(6, 16, y_label, "axis")
+    return canvas.svg()
+
+
+def overlaid(title: str, samples: Sequence[Sample], x_label: str, y_label: str, bins: int = 30) -> str:
+    """Histograms over one another on one scale, each with its mean as a line in the band of its interval."""
+    canvas = Canvas(title, 290)
+    values = [value for sample in samples for value in sample.values]
+    x = Axis(ticks(min(values, default=0.0), max(values, default=1.0), 7), 52, WIDTH - 16)
+    low, width = x.marks[0], (x.marks[-1] - x.marks[0]) / bins
+    counts = [Counter(min(bins - 1, int((value - low) / width)) for value in sample.values) for sample in samples]
+    y = Axis(ticks(0, max((n for counted in counts for n in counted.values()), default=1)), 290 - 52, 64)
+    _frame(canvas, x, y)
+    for sample, counted in zip(samples, counts, strict=True):
+        for index, n in sorted(counted.items()):
+            left, right = x(low + index * width), x(low + (index + 1) * width)
+            what = f"{sample.label}: {n:,} from {low + index * width:.3g} to {low + (index + 1) * width:.3g}"
+            canvas.rect(left, y(n), right - left - 0.6, y.start - y(n), f"bar over {sample.tone}", what)
+    for place, sample in enumerate(samples):
+        at, height = x(sample.mean), 36.0 + 15 * place
+        start, end = (x(min(max(value, low), x.marks[-1])) for value in sample.interval)
+        canvas.rect(start, height + 4, end - start, y.start - height - 4, f"band {sample.tone}")
+        canvas.line(at, height + 4, at, y.start, f"error {sample.tone}")
+        anchor = "end" if at > WIDTH * 0.7 else "start" if at < WIDTH * 0.3 else "middle"
+        canvas.text(at, height, sample.note, f"label {sample.tone}", anchor)
+    canvas.text((x.start + x.end) / 2, 282, x_label, "axis", "middle")
+    canvas.text(6, 16, y_label, "axis")
+    return canvas.svg()
+
+
+def tracks(title: str, places: Sequence[str], series: Sequence[Track], x_label: str, y_label: str) -> str:
+    """Values with their intervals at named places, evenly spaced in the order given, joined by lines."""
+    canvas = Canvas(title, 300)
+    ends = [end for track in series for point in track.values if point is not None for end in point]
+    y = Axis(ticks(min(0.0, *ends) if ends else 0.0, max(0.0, *ends) if ends else 1.0), 300 - 52, 30)
+    left, right = 56.0, WIDTH - 16
+    for mark in y.marks:
+        canvas.line(left, y(mark), right, y(mark), "grid")
+        canvas.text(left - 8, y(mark) + 4, tick_label(mark), "tick", "end")
+    step = (right - left) / max(len(places), 1)
+    every = math.ceil(max((len(place) for place in places), default=1) * 7.5 / step)
+    for index, place in enumerate(places):
+        if index % every == 0:
+            canvas.text(left + (index + 0.5) * step, y.start + 18, _short(place, 20), "tick", "middle")
+    for number, track in enumerate(series):
+        aside = (number - (len(series) - 1) / 2) * min(7.0, step / (len(series) + 1))  # bars beside one another
+        at = [left + (index + 0.5) * step + aside for index in range(len(places))]
+        there = [(x, point) for x, point in zip(at, track.values, strict=True) if point is not None]
+        if len(there) > 1:
+            canvas.path([(x, y(point[0])) for x, point in there], f"curve {track.tone}")
+        for x, (value, low, high) in there:
+            canvas.line(x, y(low), x, y(high), f"error {track.tone}")
+            what = f"{track.label}: {value:.4g} ({low:.4g} to {high:.4g})"
+            canvas.circle(x, y(value), 4, f"dot {track.tone}", what)
+    canvas.text((left + right) / 2, 292, x_label, "axis", "middle")
     canvas.text(6, 16, y_label, "axis")
     return canvas.svg()
 

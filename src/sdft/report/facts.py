@@ -9,6 +9,7 @@ from typing import Any
 from sdft.records import Comparison, Score
 from sdft.report.parts import ModelScores
 from sdft.report.schema import (
+    Analysis,
     BenchmarkTable,
     Difference,
     ManifestFacts,
@@ -54,6 +55,7 @@ def gather(run: Run) -> Report:
             label: {model: _spread(words) for model, words in models.items()}
             for label, models in run.reply_words.items()
         },
+        analysis=_analysis(run),
         manifest=ManifestFacts(
             sha256=file_sha256(path) if path.is_file() else None,
             versions=manifest.versions,
@@ -63,6 +65,12 @@ def gather(run: Run) -> Report:
             durations=manifest.durations,
         ),
     )
+
+
+def _analysis(run: Run) -> Analysis | None:
+    if run.nll is None and not run.shifts and not run.weights:
+        return None
+    return Analysis(nll=run.nll, shifts=run.shifts, weights=run.weights)
 
 
 def _name(section: Any) -> str | None:

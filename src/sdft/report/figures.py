@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from sdft.report import charts
 from sdft.report.parts import Histogram
-from sdft.report.schema import BenchmarkTable, Difference, Report, SelectionFacts, Value
+from sdft.report.schema import Analysis, BenchmarkTable, Difference, Report, SelectionFacts, Value
 from sdft.report.source import SEED, Run
-from sdft.report.units import count, number, scale, share
+from sdft.report.units import CONFIDENCE, count, number, quantity, scale, share, signed, signed_interval
 from sdft.report.verdict import display, metric_name
 
 PALETTE = ("a", "b", "c", "d", "e", "f")
@@ -42,6 +42,8 @@ def figures(run: Run, report: Report) -> list[Figure]:
     if report.selection is not None:
         found += [*_selection(report.selection), *_lengths(report.selection)]
     found += [*_losses(report, colours), *_drift_groups(report, colours), *_reply_lengths(run, report, colours)]
+    if report.analysis is not None:
+        found += [*_likelihood(run, report), *_shifts(run, report, colours), *_weights(report.analysis, colours)]
     return found
 
 
@@ -258,3 +260,100 @@ def _reply_lengths(run: Run, report: Report, colours: dict[str, str]) -> Iterato
                 svg=charts.boxes("Words of replies to general prompts", rows, "words"),
                 caption=f"Box: middle half; stroke: median; diamond: mean; one dot a reply. Mean words: {means}.",
             )
+
+
+# Analyses
+
+
+def _likelihood(run: Run, report: Report) -> Iterator[Figure]:
+    """Original against distilled replies under the seed: the gap that self-distillation is to close."""
+    nll = report.analysis.nll if report.analysis else None
+    if nll is None:
+        return
+    samples, words = [], []
+    for fit in nll.replies:
+        values = run.nll_values.get((fit.model, fit.variant), [])
+        if fit.model != SEED or not values:
+            continue
+        mean = fit.per_example
+        tone = "seed" if fit.variant == "original" else "b"
+        note = f"mean {number(mean.value, 'nats')}"
+        samples.append(charts.Sample(fit.variant, tone, values, mean.value, (mean.low, mean.high), note))
+        words.append(
+            f"{fit.variant} replies {quantity(fit.per_token.value, 'nats')} per token (perplexity "
+            f"{number(fit.perplexity_per_token.value, 'number')})"
+        )
+    if len(samples) < 2:
+        return
+    gap = nll.gaps.get(SEED)
+    difference = f" Per example, distilled minus original: {signed(gap.value, 'nats')} nats " if gap else ""
+    difference += f"({CONFIDENCE} {signed_interval(gap.low, gap.high, 'nats')})." if gap else ""
+    yield Figure(
+        name="likelihood",
+        title="How unlikely the seed finds the replies to learn",
+        svg=charts.overlaid("Negative log-likelihood of replies under the seed", samples, "nats per token", "replies"),
+        caption=f"Mean over each reply's tokens, of {count(nll.examples)} examples, {count(nll.rewritten)} of them "
+        f"rewritten; the band is the {CONFIDENCE} of the mean. Over all tokens: {', '.join(words)}.{difference}",
+        legend=tuple((sample.tone, sample.label) for sample in samples),
+    )
+
+
+LIKENESS = {"similarity": "embedding similarity", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+
+
+def _shifts(run: Run, report: Report, colours: dict[str, str]) -> Iterator[Figure]:
+    """By embedding on every benchmark, by words on those that are to stay as they were."""
+    shifts = report.analysis.shifts if report.analysis else ()
+    roles = {table.label: table.role for table in report.benchmarks}
+    for label in dict.fromkeys(shift.benchmark for shift in shifts):
+        for metric, name in LIKENESS.items():
+            if metric != "similarity" and roles.get(label) != "retention":
+                continue
+            samples = []
+            for shift in shifts:
+                values = run.shift_values.get((label, metric, shift.model), [])
+                if shift.benchmark != label or metric not in shift.metrics or not values:
+                    continue
+                mean = shift.metrics[metric]
+                note = f"{mean.value:.2f}"
+                tone = colours.get(shift.model, "c")
+                samples.append(
+                    charts.Sample(display(shift.model), tone, values, mean.value, (mean.low, mean.high), note)
+                )
+            if samples:
+                means = ", ".join(f"{sample.label} {sample.note}" for sample in samples)
+                yield Figure(
+                    name=f"{metric.replace('_', '-')}-{label}",
+                    title=f"Replies to {label} against the seed's: {name}",
+                    svg=charts.overlaid(f"{name} of replies to {label} and the seed's", samples, name, "replies"),
+                    caption=f"1 is the seed's own reply. Means, with {CONFIDENCE}s as bands: {means}.",
+                    legend=tuple((sample.tone, sample.label) for sample in samples),
+                )
+
+
+def _weights(analysis: Analysis, colours: dict[str, str]) -> Iterator[Figure]:
+    changes = {method: change for method, change in analysis.weights.items() if change.layers}
+    if not changes:
+        return
+    relative = all(layer.relative is not None for change in changes.values() for layer in change.layers)
+    factor, unit = (100.0, "% of the weights' norm") if relative else (1.0, "Frobenius norm")
+    series = [
+        charts.Series(
+            display(method),
+            colours.get(method, "c"),
+            [(layer.layer, factor * ((layer.relative if relative else layer.norm) or 0.0)) for layer in change.layers],
+        )
+        for method, change in changes.items()
+    ]
+    totals = ", ".join(
+        f"{display(method)} {number(change.norm, 'number')}"
+        + (f" ({100 * change.relative:.2g} % of the weights' norm)" if change.relative is not None else "")
+        for method, change in changes.items()
+    )
+    yield Figure(
+        name="weights",
+        title="Size of the weight change by layer",
+        svg=charts.lines("Size of the weight change by layer", series, "layer", unit),
+        caption=f"Norm of the change over each layer's trained weights. Over all of them: {totals}.",
+        legend=tuple((s.tone, s.label) for s in series),
+    )

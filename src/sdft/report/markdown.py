@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sdft.report import units
+from sdft.report.figures import LIKENESS
 from sdft.report.schema import MetricRow, Report
 from sdft.report.source import SEED
 from sdft.report.text import markdown
@@ -13,7 +14,12 @@ from sdft.report.verdict import display, metric_name
 
 def render_markdown(report: Report) -> str:
     """The whole text."""
-    return "\n".join([*_head(report), *_verdict(report), *_scoreboard(report), *_selection(report)]).rstrip() + "\n"
+    return (
+        "\n".join(
+            [*_head(report), *_verdict(report), *_scoreboard(report), *_selection(report), *_analyses(report)]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -85,3 +91,29 @@ def _selection(report: Report) -> Iterator[str]:
         yield "| why the original stays | examples |"
         yield "|---|---:|"
         yield from (f"| {markdown(reason)} | {n:,} |" for reason, n in s.refused.items())
+
+
+def _analyses(report: Report) -> Iterator[str]:
+    analysis = report.analysis
+    if analysis is None:
+        return
+    yield ""
+    yield "## Gap and shift"
+    yield ""
+    if analysis.nll and analysis.nll.replies:
+        yield "| nats per token of training replies | original | distilled |"
+        yield "|---|---:|---:|"
+        for model in dict.fromkeys(fit.model for fit in analysis.nll.replies):
+            fits = {fit.variant: fit.per_token for fit in analysis.nll.replies if fit.model == model}
+            cells = [
+                f"{units.number(fit.value, 'nats')} ({units.interval(fit.low, fit.high, 'nats')})" if fit else ""
+                for fit in (fits.get("original"), fits.get("distilled"))
+            ]
+            yield f"| {markdown(display(model))} | {' | '.join(cells)} |"
+        yield ""
+    for shift in analysis.shifts:
+        means = ", ".join(f"{LIKENESS[name]} {mean.value:.2f}" for name, mean in shift.metrics.items())
+        yield f"- {markdown(display(shift.model))} on {markdown(shift.benchmark)} against the seed's replies: {means}"
+    for method, change in analysis.weights.items():
+        share = f", {100 * change.relative:.2g} % of the trained weights' norm" if change.relative is not None else ""
+        yield f"- {markdown(display(method))}: weight change {units.number(change.norm, 'number')}{share}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdft.console import duration
 from sdft.records import CandidateVerdict
 from sdft.report import units
-from sdft.report.figures import figures, ordinal, tones
+from sdft.report.figures import LIKENESS, figures, ordinal, tones
 from sdft.report.schema import BenchmarkTable, Difference, MetricRow, Report
 from sdft.report.source import SEED, Pick, Run
 from sdft.report.text import Excerpt, Kind, brief, excerpt, visible, word_diff
@@ -46,7 +46,7 @@ def render_html(run: Run, report: Report) -> str:
     """The whole page."""
     from markupsafe import Markup
 
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     # Marked as safe: our own style sheet, and charts, which escape their labels themselves.
     return template.render(
         report=report,
@@ -55,6 +55,8 @@ def render_html(run: Run, report: Report) -> str:
         boards=list(_boards(report)),
         has_pair=any(row.against(DISTILLED, VANILLA) for t in report.benchmarks for row in t.metrics),
         comparisons=list(_comparisons(report)),
+        likelihoods=list(likelihoods(report)),
+        likenesses=list(likenesses(report)),
         rewrites=[_rewrite(pick) for pick in run.picks],
         recipe=run.recipe_text,
         topics=_topics(report),
@@ -64,7 +66,8 @@ def render_html(run: Run, report: Report) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Jinja with autoescape; every value that is printed has its hidden characters made visible."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -211,6 +214,35 @@ def _comparisons(report: Report) -> Iterator[tuple[str, str, str, str, str, str,
                     _mark(pair),
                     pair.n,
                 )
+
+
+# Analyses
+
+
+def likelihoods(report: Report) -> Iterator[tuple[str, ...]]:
+    """Rows: model, its name, replies, per token, interval, perplexity, per example, interval."""
+    for fit in report.analysis.nll.replies if report.analysis and report.analysis.nll else ():
+        token, example = fit.per_token, fit.per_example
+        yield (
+            fit.model,
+            display(fit.model),
+            fit.variant,
+            units.number(token.value, "nats"),
+            units.interval(token.low, token.high, "nats"),
+            units.number(fit.perplexity_per_token.value, "number"),
+            units.number(example.value, "nats"),
+            units.interval(example.low, example.high, "nats"),
+        )
+
+
+def likenesses(report: Report) -> Iterator[tuple[str, str, str, int, list[str]]]:
+    """Rows: model, its name, benchmark, replies, and each measure's mean with its interval, or nothing."""
+    for shift in report.analysis.shifts if report.analysis else ():
+        cells = [
+            f"{mean.value:.2f} ({mean.low:.2f} to {mean.high:.2f})" if (mean := shift.metrics.get(name)) else ""
+            for name in LIKENESS
+        ]
+        yield shift.model, display(shift.model), shift.benchmark, shift.rows, cells
 
 
 # Rewrites

@@ -77,6 +77,83 @@ class Training(Part):
     peak_memory_bytes: float | None = None
 
 
+class Estimate(Part):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ReplyFit(Part):
+    """How unlikely one model finds the replies of one kind, given the plain prompt; in nats."""
+
+    model: str
+    variant: Literal["original", "distilled"]
+    """`distilled`: the chosen replies, originals among them where no rewrite was taken."""
+    examples: int
+    tokens: int
+    """Of the replies, with what ends them."""
+    per_token: Estimate
+    """Negative log-likelihood, all tokens alike; the interval draws whole replies."""
+    per_example: Estimate
+    """All replies alike, each by the mean over its tokens."""
+    perplexity_per_token: Estimate
+    """exp of `per_token`."""
+    perplexity_per_example: Estimate
+
+
+class Nll(Part):
+    """`analyze/nll.json`: the gap between the dataset and the model."""
+
+    examples: int
+    rewritten: int
+    """Examples whose two replies differ."""
+    replies: tuple[ReplyFit, ...]
+    gaps: dict[str, Estimate] = {}
+    """Model to the paired difference distilled - original, per example, in nats."""
+
+
+class ReplyShift(Part):
+    """How like one tuned model's replies to a benchmark are to the seed's."""
+
+    model: str
+    benchmark: str
+    rows: int
+    metrics: dict[str, Estimate]
+    """Means of `similarity` (cosine of embeddings), `bleu4` and `rouge_l`, as far as measured; 1 is equal."""
+
+
+class Shifts(Part):
+    """`analyze/shift.json`."""
+
+    replies: tuple[ReplyShift, ...]
+
+
+class LayerChange(Part):
+    """The weight change of one layer."""
+
+    layer: int
+    norm: float
+    """Frobenius norm of the change over the layer's trained weights."""
+    relative: float | None
+    """Divided by the norm of those weights before."""
+
+
+class WeightChange(Part):
+    """The weight change of one method."""
+
+    norm: float
+    relative: float | None
+    layers: tuple[LayerChange, ...]
+
+
+class WeightChanges(Part):
+    """`analyze/weights.json`."""
+
+    methods: dict[str, WeightChange]
+
+
 class ModelScores(Part):
     """`eval/<model>/<label>/scores.json`."""
 

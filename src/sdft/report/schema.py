@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sdft.report.parts import Role, Selection, Training
+from sdft.report.parts import Nll, ReplyShift, Role, Selection, Training, WeightChange
 from sdft.report.source import SEED
 from sdft.report.units import Unit
 
@@ -136,6 +136,17 @@ class Spread(Fact):
     maximum: float
 
 
+class Analysis(Fact):
+    """What the stage `analyze` measured."""
+
+    nll: Nll | None
+    """The gap between the dataset and the model; null where it was not measured."""
+    shifts: tuple[ReplyShift, ...]
+    """By tuned model and benchmark."""
+    weights: dict[str, WeightChange]
+    """By method."""
+
+
 class ManifestFacts(Fact):
     """`manifest.json`, in parts."""
 
@@ -176,6 +187,7 @@ class Report(Fact):
     """By method."""
     reply_words: dict[str, dict[str, Spread]] = Field(default_factory=dict)
     """Drift benchmark to model to the lengths of its replies."""
+    analysis: Analysis | None = None
     manifest: ManifestFacts
 
     @property

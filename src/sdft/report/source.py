@@ -14,8 +14,19 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sdft.errors import RunError
-from sdft.records import Choice, Comparison, Example, Prediction
-from sdft.report.parts import Manifest, ModelScores, Part, Selection, Training
+from sdft.records import Choice, Comparison, Example, Prediction, ReplyNll, Shift
+from sdft.report.parts import (
+    Manifest,
+    ModelScores,
+    Nll,
+    Part,
+    ReplyShift,
+    Selection,
+    Shifts,
+    Training,
+    WeightChange,
+    WeightChanges,
+)
 from sdft.rundir import read_json, read_jsonl, seed_for
 
 SEED = "seed"
@@ -52,6 +63,14 @@ class Run:
     """Drift benchmark's label to model to the words of each of its replies."""
     group_rows: dict[str, dict[str, int]] = field(default_factory=dict)
     """Drift benchmark's label to group to rows."""
+    nll: Nll | None = None
+    nll_values: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """(Model, variant) to each reply's mean NLL per token."""
+    shifts: tuple[ReplyShift, ...] = ()
+    shift_values: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
+    """(Benchmark, metric, model) to each reply's value."""
+    weights: dict[str, WeightChange] = field(default_factory=dict)
+    """By method."""
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -75,6 +94,7 @@ def read_run(folder: Path, sample: int = 20) -> Run:
     _read_selection(run, sample)
     _read_training(run)
     _read_scores(run)
+    _read_analyses(run)
     return run
 
 
@@ -265,3 +285,29 @@ def _read_drift(run: Run) -> None:
         if words:
             run.reply_words.setdefault(scores.label, {})[scores.model] = words
             run.group_rows[scores.label] = dict(groups)
+
+
+def _read_analyses(run: Run) -> None:
+    """What `analyze/` holds; what was not measured is said in the run's notes."""
+
+    def there(name: str) -> bool:
+        return (run.folder / "analyze" / name).exists()
+
+    if there("nll.json"):
+        run.nll = _read(run, "analyze/nll.json", Nll)
+    if there("shift.json"):
+        shifts = _read(run, "analyze/shift.json", Shifts)
+        run.shifts = tuple(shift for shift in shifts.replies if shift.metrics) if shifts else ()
+    if there("weights.json"):
+        weights = _read(run, "analyze/weights.json", WeightChanges)
+        run.weights = dict(weights.methods) if weights else {}
+    try:
+        for row in read_jsonl(run.folder / "analyze/nll.jsonl", ReplyNll) if run.nll else ():
+            if row.tokens and math.isfinite(row.nll):
+                run.nll_values.setdefault((row.model, row.variant), []).append(row.nll / row.tokens)
+        for shift in read_jsonl(run.folder / "analyze/shift.jsonl", Shift) if run.shifts else ():
+            for metric, value in shift.values.items():
+                if math.isfinite(value):
+                    run.shift_values.setdefault((shift.benchmark, metric, shift.model), []).append(value)
+    except RunError as error:
+        run.missing.append(str(error).removeprefix(f"{run.folder}/"))

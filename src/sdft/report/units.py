@@ -24,6 +24,8 @@ def unit_of(score: Score) -> Unit:
         return "nats"
     if "words" in parts:
         return "words"
+    if score.metric.startswith("pass@"):  # its k is the recipe's to choose
+        return "percent"
     declared = _declared(score.benchmark, score.metric)
     percent = score.kind == "rate" if declared is None else declared
     return "percent" if percent else "number"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import os
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
 from sdft.engines import AnyEngine, Continuation, DistributionEngine, Engine, OpenAISettings, Request, Sampling
 from sdft.engines.openai import OpenAIEngine
 from sdft.errors import RunError
-from sdft.models import ModelConfig
+from sdft.models import ModelConfig, trained
 from sdft.recipe import Recipe
 from sdft.records import Comparison, Completion, Example, Prediction, Verdict
 from sdft.rendering import Prompter, open_prompter
@@ -58,12 +60,35 @@ def evaluate(
                 shared, prompt.messages,
             )  # fmt: skip
 
-    for completion in engine.generate(requests(), sampling):
-        example = flying.pop(completion.id)
-        yield _judged(benchmark, example, completion, (values or {}).get(example.id, {}))
+    replies = ((flying.pop(reply.id), reply) for reply in engine.generate(requests(), sampling))
+    yield from _all_judged(benchmark, replies, values or {})
     for example in refused:
         none = Completion(id=example.id, text="", finish="error", prompt_tokens=0, tokens=0, error=PROMPT_TOO_LONG)
         yield _judged(benchmark, example, none, {})
+
+
+def _all_judged(
+    benchmark: AnyBenchmark,
+    replies: Iterable[tuple[Example, Completion]],
+    values: Mapping[str, Mapping[str, float]],
+) -> Iterator[Prediction]:
+    """Judge replies in the order that they come in; some benchmarks' several at a time, while the engine goes on."""
+    jobs = ((benchmark, example, reply, values.get(example.id, {})) for example, reply in replies)
+    if not benchmark.PARALLEL:
+        yield from (_judged(*job) for job in jobs)
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores)
+    waiting: deque[Future[Prediction]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(_judged, *job))
+            while waiting and (waiting[0].done() or len(waiting) > 4 * cores):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _judged(benchmark: AnyBenchmark, example: Example, completion: Completion, more: Mapping[str, float]) -> Prediction:
@@ -93,21 +118,23 @@ def label_of(benchmark: AnyBenchmark) -> str:
 
 def tuned_model(recipe: Recipe, run: RunDir, model: str) -> ModelConfig:
     """The seed model, or what `train/<method>` holds: an adapter on the seed, or a whole model."""
-    if model == SEED:
-        return recipe.model
-    folder = run / f"train/{model}"
-    if (folder / "adapter_config.json").is_file():
-        return recipe.model.model_copy(update={"adapter": str(folder)})
-    return recipe.model.model_copy(update={"name": str(folder), "revision": None, "adapter": None})
+    return recipe.model if model == SEED else trained(recipe.model, run / f"train/{model}")
 
 
 def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> list[str]:
     """Write `eval/<model>/<benchmark>/` for all benchmarks; replies that are there are kept. Returns notes."""
     config = tuned_model(recipe, run, model)
     notes: list[str] = []
+    for benchmark in recipe.evaluate.benchmarks:  # before the engine holds the model's memory
+        if isinstance(benchmark, HarnessBenchmark):
+            path = run / f"eval/{model}/{label_of(benchmark)}/predictions.jsonl"
+            write_jsonl(path, benchmark.measure(config, path.parent, console))
+            notes += _write_scores(benchmark, model, None, path, benchmark.examples())
     with ExitStack() as stack:
         engine: Engine | None = None
         for benchmark in recipe.evaluate.benchmarks:
+            if isinstance(benchmark, HarnessBenchmark):
+                continue
             sampling = benchmark.sampling or recipe.evaluate.sampling
             path = run / f"eval/{model}/{label_of(benchmark)}/predictions.jsonl"
             examples = benchmark.examples()
@@ -199,19 +226,25 @@ def _divergences(
 
 
 def _write_scores(
-    benchmark: AnyBenchmark, model: str, sampling: Sampling, path: Path, examples: Sequence[Example]
+    benchmark: AnyBenchmark, model: str, sampling: Sampling | None, path: Path, examples: Sequence[Example]
 ) -> list[str]:
-    """Put the predictions into the dataset's order and write `scores.json` beside them. Returns notes."""
+    """Put the predictions into the dataset's order and write `scores.json` beside them. Returns notes.
+
+    `sampling` is None where no reply was generated.
+    """
     found = {prediction.id: prediction for prediction in read_jsonl(path, Prediction)}
-    predictions = [found[example.id] for example in examples]
-    write_jsonl(path, predictions)
+    replies = [found[example.id] for example in examples]
+    write_jsonl(path, replies)
+    predictions, metrics = benchmark.combine(replies), benchmark.metrics()
     label = label_of(benchmark)
-    failed = Counter(p.verdict.reason for p in predictions if p.finish == "error")
-    cut = sum(p.finish == "length" for p in predictions)
-    notes = [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
-    notes += [f"{cut} of {len(predictions)} replies were cut at {sampling.max_new_tokens} tokens"] if cut else []
-    unmeasured = [name for name in benchmark.measured() if not any(name in p.values for p in predictions)]
-    if unmeasured and model != SEED:
+    failed = Counter(p.verdict.reason for p in replies if p.finish == "error")
+    cut = sum(p.finish == "length" for p in replies)
+    notes = [*benchmark.notes()]
+    notes += [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
+    if cut and sampling:
+        notes.append(f"{cut} of {len(replies)} replies were cut at {sampling.max_new_tokens} tokens")
+    unmeasured = [name for name in metrics if not any(name in p.values for p in predictions)]
+    if unmeasured and model != SEED and sampling:
         notes.append(f"not measured with this engine: {', '.join(unmeasured)}")
     write_json(
         path.with_name("scores.json"),
@@ -221,9 +254,9 @@ def _write_scores(
             "label": label,
             "role": benchmark.ROLE,
             "n": len(predictions),
-            "sampling": sampling.model_dump(),
-            "main": benchmark.measured()[0],
-            "scores": [s.model_dump() for s in score(model, label, benchmark.METRICS, predictions)],
+            "sampling": sampling.model_dump() if sampling else {},
+            "main": next(iter(metrics)),
+            "scores": [s.model_dump() for s in score(model, label, metrics, predictions)],
             "groups": _group_means(predictions),
             "notes": notes,
         },
@@ -253,9 +286,9 @@ def run_compare(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
         label = label_of(benchmark)
         for model, baseline in pairs:
             rows, others = (
-                list(read_jsonl(run / f"eval/{name}/{label}/predictions.jsonl", Prediction))
+                benchmark.combine(list(read_jsonl(run / f"eval/{name}/{label}/predictions.jsonl", Prediction)))
                 for name in (model, baseline)
             )
-            comparisons += compare(model, baseline, label, benchmark.METRICS, rows, others)
+            comparisons += compare(model, baseline, label, benchmark.metrics(), rows, others)
     write_json(run / "eval/comparisons.json", [comparison.model_dump() for comparison in comparisons])
     return []

@@ -23,7 +23,7 @@ from sdft.recipe import Method, Recipe, TrainConfig
 from sdft.records import Choice, Example
 from sdft.rundir import RunDir, digest, file_sha256, read_json, read_jsonl, write_json
 from sdft.training.checkpoints import claim
-from sdft.training.rows import TrainingPair, pairs_sha256, tokenize
+from sdft.training.rows import TrainingPair, pairs_sha256, replies_to_learn, tokenize
 from sdft.training.setup import open_trainer, refuse
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run_train(recipe: Recipe, run: RunDir, method: Method, console: Console) -> 
     """
     source = run / ("select/choices.jsonl" if method == "sdft" else "data/train.jsonl")
     renderer = Renderer(recipe.prompt, load_tokenizer(recipe.model))
-    pairs = list(_pairs(run, method, renderer))
+    pairs = list(_pairs(recipe, run, method, renderer))
     result = train_model(
         pairs,
         recipe.model,
@@ -80,10 +80,12 @@ def run_train(recipe: Recipe, run: RunDir, method: Method, console: Console) -> 
         seed=recipe.seed,
         console=console,
         method=method,
-        data_sha256=file_sha256(source),
+        data_sha256=file_sha256(source) if recipe.train.distilled_fraction == 1 or method == "sft" else None,
     )
     limit = f"train.max_length = {recipe.train.max_length}"
     notes = []
+    if method == "sdft" and recipe.train.distilled_fraction < 1:
+        notes.append(f"train/sdft: {recipe.train.distilled_fraction:g} of the rewrites (train.distilled_fraction)")
     if result.truncated:
         notes.append(f"train/{method}: {result.truncated} of {result.rows} replies were cut at {limit}")
     if result.skipped:
@@ -91,11 +93,12 @@ def run_train(recipe: Recipe, run: RunDir, method: Method, console: Console) -> 
     return notes
 
 
-def _pairs(run: RunDir, method: Method, renderer: Renderer) -> Iterator[TrainingPair]:
+def _pairs(recipe: Recipe, run: RunDir, method: Method, renderer: Renderer) -> Iterator[TrainingPair]:
     """The plain prompt of each example, with the reply that the method learns."""
     replies: dict[str, str] | None = None
     if method == "sdft":
-        replies = {choice.example_id: choice.response for choice in read_jsonl(run / "select/choices.jsonl", Choice)}
+        choices = read_jsonl(run / "select/choices.jsonl", Choice)
+        replies = replies_to_learn(choices, recipe.train.distilled_fraction, recipe.seed)
     for example in read_jsonl(run / "data/train.jsonl", Example):
         if replies is not None and example.id not in replies:
             raise RunError(f"{run / 'select/choices.jsonl'}: no choice for example {example.id}; run select again")

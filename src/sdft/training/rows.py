@@ -14,6 +14,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from sdft.errors import DataError
+from sdft.records import Choice
+from sdft.rundir import seed_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +58,22 @@ class Rows:
     def supervised_tokens(self) -> int:
         """Tokens that carry loss."""
         return sum(label != IGNORED for labels in self.labels for label in labels[1:])
+
+
+def replies_to_learn(choices: Iterable[Choice], fraction: float, seed: int) -> dict[str, str]:
+    """Example id → the reply that the method sdft learns, with this share of the rewrites.
+
+    Rewritten rows are ranked by a hash of seed and id, and the first of them taken: at a larger fraction the same
+    rows and more.
+    """
+    choices = list(choices)
+    ranked = sorted(
+        (seed_for(seed, "distilled_fraction", choice.example_id), choice.example_id)
+        for choice in choices
+        if choice.source == "rewrite"
+    )
+    taken = {example_id for _, example_id in ranked[: round(fraction * len(ranked))]}
+    return {c.example_id: c.response if c.example_id in taken else c.original for c in choices}
 
 
 def pairs_sha256(pairs: Iterable[TrainingPair]) -> str:
