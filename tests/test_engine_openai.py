@@ -131,6 +131,7 @@ def test_retry_after_forms() -> None:
 
 FAULTS = {
     "500": said(500, "oops"),
+    "500 of another form": Fault(500, b'{"detail": "out of memory"}'),
     "502 without JSON": Fault(502, b"<html>bad gateway</html>", {"Content-Type": "text/html"}),
     "503": said(503, "loading the model"),
     "closed": Fault(),
@@ -152,6 +153,7 @@ def test_a_passing_fault_is_got_over(server: Served, fault: Fault) -> None:
     ("name", "reason"),
     {
         "500": "500 - oops",
+        "500 of another form": "out of memory",
         "502 without JSON": "bad gateway",
         "closed": "connection broke",
         "half a response": "connection broke",
@@ -186,6 +188,10 @@ def test_a_field_that_the_server_does_not_take_is_named(server: Served) -> None:
     )
     with pytest.raises(EngineError, match=r"leave_out: \[top_k\]"):
         generate(server, asked(3), Sampling(temperature=1, top_k=5))
+    unexpected = Fault(422, b'{"detail": "Unexpected fields in the request: {\'seed\'}"}')
+    server.plan = lambda n, body: unexpected if "seed" in body else None
+    with pytest.raises(EngineError, match=r"leave_out: \[seed\]"):
+        generate(server, asked(3), Sampling(temperature=1))
 
 
 def test_a_wrong_model_name_stops_at_once_and_names_the_servers_own(server: Served) -> None:
@@ -230,10 +236,19 @@ def test_a_server_that_fails_everything_stops_the_run_before_a_row_is_written(se
     server.plan = lambda n, body: said(500, "oops")
     engine = OpenAISettings(base_url=server.url, max_retries=0).open(ModelConfig(name=MODEL))
     seen = []
-    with closing(engine), pytest.raises(EngineError, match=f"{MOST_FAILURES} requests failed .*oops"):
+    with closing(engine), pytest.raises(EngineError, match=f"^{MOST_FAILURES} requests failed .*oops"):
         for completion in engine.generate(asked(100), Sampling()):
             seen.append(completion)
     assert not seen
+
+
+def test_a_refusal_of_all_there_is_stops_and_that_of_a_few_odd_ones_does_not(server: Served) -> None:
+    server.plan = lambda n, body: said(400, "this server is for another model")
+    with pytest.raises(EngineError, match=r"5 requests failed .*another model"):
+        generate(server, asked(5))
+    assert {item.finish for item in generate(server, asked(2)).values()} == {"error"}
+    server.plan = lambda n, body: said(400, f"{prompt_of(body)} is too long")
+    assert {item.finish for item in generate(server, asked(5)).values()} == {"error"}
 
 
 def unused_url() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("openai")
 
@@ -352,3 +353,11 @@ def test_the_report_says_what_keywords_cannot_see(tmp_path: Path) -> None:
         assert (folder / "report" / name).read_text(encoding="utf-8").count("Judged by keywords") == 1
     plain = sdft.run({**recipe(tmp_path, {"name": "drift", "limit": 3}), "name": "plain"}).path
     assert "Judged by keywords" not in (plain / "report/report.md").read_text(encoding="utf-8")
+
+
+def test_the_recipes_of_the_docs_are_recipes() -> None:
+    text = (Path(__file__).parents[1] / "docs/servers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        sdft.load_recipe({"model": "a/b", "data": {"dataset": "gsm8k_train"}, **yaml.safe_load(block)})

@@ -47,10 +47,16 @@ def test_what_a_model_is_worth_beside_its_length_is_found_again() -> None:
 
 
 def test_lengths_that_do_not_differ_leave_the_plain_win_rate() -> None:
-    wins = [1.0, 0.0, 1.0, 1.0, 0.5, 0.0]
-    assert mean(length_controlled(wins, [9] * 6, [9] * 6)) == pytest.approx(mean(wins), abs=1e-3)
+    wins = [1.0, 0.0, 1.0, 1.0, 0.5, 0.0] * 20
+    assert mean(length_controlled(wins, [9] * 120, [9] * 120)) == pytest.approx(mean(wins), abs=1e-3)
     assert length_controlled([], [], []) == []
-    assert length_controlled([1.0], [5], [9])[0] > 0.9
+    assert 0.5 < length_controlled([1.0], [5], [9])[0] < 1
+
+
+def test_few_rows_that_length_tells_apart_do_not_make_a_certain_zero() -> None:
+    values = length_controlled([1.0, 1.0, 0.0, 0.0, 0.0], [900, 800, 300, 200, 100], [100, 100, 100, 100, 100])
+    assert 0.05 < mean(values) < 0.5
+    assert np.std(values) > 0.05
 
 
 def test_always_winning_is_a_win_rate_near_one_without_blowing_up() -> None:

@@ -135,7 +135,8 @@ def evaluate(
     """A model's judged replies to a benchmark, in the dataset's order. Greedy where nothing else is said.
 
     `knowledge` asks the model itself, without engine, prompt and sampling.
-    `drift` compares two models and has no meaning for one alone: its replies are measured for length only.
+    `drift` compares two models and has no meaning for one alone: its replies are measured for length only. A
+    `judge_model` is not asked: judgements are kept in run folders.
     Raises BenchmarkError, DataError, ModelError, PromptError and EngineError.
     """
     from sdft.stages import evaluate as stage

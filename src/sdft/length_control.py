@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-RIDGE = 1e-3
-"""Keeps coefficients finite where a model always wins, or length alone decides."""
+RIDGE = 0.1
+"""Weight of half the squared coefficients in the fit: next to nothing beside hundreds of rows, but it keeps them
+small where a model always wins, or few rows can be told apart by length alone."""
 
 
 def length_controlled(
@@ -34,7 +35,7 @@ def length_controlled(
       belongs to that reference and annotator; without it the term is left out, as in `length_controlled_minimal`
       of the package alpaca_eval.
     - there, an L1 penalty is chosen by cross-validation, and phi is drawn towards that of two gamed baselines. Here
-      the fit is by maximum likelihood, with a ridge too weak to matter but where a coefficient would be infinite.
+      the penalty is a weak, fixed ridge, which some hundreds of rows outweigh.
 
     Each row's value is the win rate plus the row's influence on it (the infinitesimal jackknife), so the values'
     spread gives the interval of the win rate and, row by row, that of the difference of two models; a single value

@@ -275,8 +275,9 @@ class Servers:
 
     async def _judged(self, server: Server, error: openai.APIStatusError, body: Mapping[str, Any]) -> Exception:
         """What an answer with an error code means."""
-        code, body_text = error.status_code, error.body if isinstance(error.body, str) else ""
-        said = self.clean(f"{error.message.removeprefix('Error code: ')} {body_text}")
+        code = error.status_code
+        message = error.message.removeprefix("Error code: ")
+        said = self.clean(message if " - " in message else f"{code} - {error.response.text}")
         where = f"{server.url}: {said}"
         if code == 429 and "insufficient_quota" in (error.code, error.type):
             return EngineError(f"{where}; the account is empty: fill it, then give the same command again")
@@ -294,7 +295,7 @@ class Servers:
             return EngineError(f"{where}; the server knows no model '{self.model}'{await self._known_models(server)}")
         if code in (408, 409) or code >= 500:
             return _Failed(where)
-        if code == 400 and (named := [name for name in REDUNDANT if name in body and name in said]):
+        if code in (400, 422) and (named := [name for name in REDUNDANT if name in body and name in said]):
             return EngineError(f"{where}; where the server does not take a field, name it: leave_out: [{named[0]}]")
         return RequestFailed(where, by_server=False)
 

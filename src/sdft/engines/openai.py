@@ -32,6 +32,8 @@ REDUNDANT = ("seed", "top_k", "top_p", "temperature", "stop")
 """Fields of a request that some servers do not take."""
 MOST_FAILURES = 20
 """Requests that may fail one after the other before the engine gives up."""
+FEWEST_FAILURES = 3
+"""Requests that, where all there are fail in the same way, tell of the server or the settings and not of themselves."""
 SECRET_LENGTH = 16
 """Keys from this length on are looked for in replies, too; a shorter one may be an ordinary word."""
 
@@ -157,6 +159,7 @@ class OpenAIEngine:
         self.settings, self.endpoint = settings, endpoint
         self.prompt_tokens = self.tokens = 0
         """Used so far."""
+        self._answered = False
         self._key = key
         self._servers = Servers(settings, model, key)
         self._loop = asyncio.new_event_loop()
@@ -166,8 +169,8 @@ class OpenAIEngine:
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Yield one completion for each request as it finishes. `requests` is read as servers have room.
 
-        Failures are handed out only once another request has succeeded, or all is done: a server that fails
-        every request stops the run, and does not turn a dataset into error rows.
+        Failures are handed out only once another request has succeeded, or all is done: where every request fails,
+        EngineError is raised, and no dataset turned into error rows.
         """
         from sdft.engines._servers import RequestFailed
 
@@ -175,7 +178,6 @@ class OpenAIEngine:
         done: SimpleQueue[Future[Completion]] = SimpleQueue()
         flying: dict[Future[Completion], Request] = {}
         failed: list[Completion] = []
-        answered = False
         self._servers.begin()
         try:
             while True:
@@ -191,18 +193,17 @@ class OpenAIEngine:
                     completion = future.result()
                 except RequestFailed as error:
                     failed.append(_error(request, str(error)))
-                    if len(failed) >= MOST_FAILURES and (error.by_server or not answered):
-                        raise EngineError(
-                            f"{len(failed)} requests failed one after the other, the last: {error}. Mend it, and give "
-                            "the same command again: what is done is kept"
-                        ) from None
+                    if len(failed) >= MOST_FAILURES and (error.by_server or not self._answered):
+                        raise _hopeless(failed) from None
                     continue
                 self.prompt_tokens += completion.prompt_tokens
                 self.tokens += completion.tokens
-                answered = True
+                self._answered = True
                 yield from failed
                 failed.clear()
                 yield completion
+            if len(failed) >= FEWEST_FAILURES and not self._answered and len({f.error for f in failed}) == 1:
+                raise _hopeless(failed)
             yield from failed
         finally:
             self._stop(flying)
@@ -277,6 +278,13 @@ class OpenAIEngine:
 async def _settle() -> None:
     """Await the tasks of this loop that have been cancelled."""
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task.cancelling()), return_exceptions=True)
+
+
+def _hopeless(failed: list[Completion]) -> EngineError:
+    return EngineError(
+        f"{len(failed)} requests failed and none succeeded since, the last: {failed[-1].error}. Mend it, and give the "
+        "same command again: what is done is kept"
+    )
 
 
 def _error(request: Request, reason: str, prompt_tokens: int = 0, tokens: int = 0) -> Completion:
