@@ -129,7 +129,8 @@ def test_a_file_of_ones_own_in_that_form_is_read_with_convert(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"mine\.jsonl:2: column 'answer' does not end with a line such as '#### 72'"):
         load_examples(config.model_copy(update={"on_bad_rows": "error"}))
     recipe = load_recipe({"model": "m", "data": {**config.model_dump()}, "select": {"checks": ["number"]}})
-    assert failing_golds(recipe) == (1, [])
+    count, failing, skipped = failing_golds(recipe)
+    assert (count, failing, len(skipped)) == (1, [], 2)
     with pytest.raises(DataError, match="is generated, and has no rows to convert"):
         load_examples(DataConfig(dataset="reasoning_gym", convert="gsm8k", options={"task": "x", "size": 1}))
 

@@ -123,6 +123,9 @@ def test_a_benchmark_can_be_added_without_measuring_the_others_again(
     tree["evaluate"]["benchmarks"][0]["limit"] = 4
     with pytest.raises(sdft.RunError, match=r"evaluate\.benchmarks\.drift\.limit: 5 → 4"):
         sdft.run(tree)
+    del tree["evaluate"]["benchmarks"][0]["limit"]
+    with pytest.raises(sdft.RunError, match=r"evaluate\.benchmarks\.drift\.limit: 5 → "):
+        sdft.run(tree)
 
 
 def test_stages_alone_want_what_they_read_from(tmp_path: Path) -> None:

@@ -408,8 +408,11 @@ def _in_select(key: str, then: Any, now: Any) -> bool:
 
 def _other_benchmarks(key: str, then: Any, now: Any) -> bool:
     """A benchmark added or taken away, or another judge: the replies that are there stand."""
-    judging = any(f".{part}" in key for part in JUDGING)
-    return key.startswith("evaluate.benchmarks.") and (then is None or now is None or judging)
+    if not key.startswith("evaluate.benchmarks."):
+        return False
+    whole = then or now
+    added_or_gone = (then is None or now is None) and isinstance(whole, Mapping) and "name" in whole
+    return added_or_gone or any(f".{part}" in key for part in JUDGING)
 
 
 def _still_measured(key: str, then: Any, now: Any) -> bool:
