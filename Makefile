@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test sandbox check bench reference-smoke picture clean
+.PHONY: demo test sandbox check bench reference-smoke results picture clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -32,6 +32,11 @@ bench: $(INSTALLED)
 # Each recipe of the reference, a few rows of it, on SmolLM2: a nightly job of some ten minutes on 2 cores.
 reference-smoke: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/reference_smoke.py
+
+# The two runs of docs/results.md, side by side with one thread each: about two hours on 2 cores. Goes on where it stopped.
+results: $(INSTALLED)
+	@for name in gsm8k openfunction; do \
+	  SDFT_DATA_DIR="$(DATA)" OMP_NUM_THREADS=1 $(BIN)/sdft run results/$$name & done; wait
 
 # torch first and pinned, so that nothing draws another build; the packages that carry data or weights without their own
 # dependencies, of which nothing is needed (of llama-index-core, nltk's sentence splitter).
