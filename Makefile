@@ -35,8 +35,10 @@ reference-smoke: $(INSTALLED)
 
 # The two runs of docs/results.md, side by side with one thread each: about two hours on 2 cores. Goes on where it stopped.
 results: $(INSTALLED)
-	@for name in gsm8k openfunction; do \
-	  SDFT_DATA_DIR="$(DATA)" OMP_NUM_THREADS=1 $(BIN)/sdft run results/$$name & done; wait
+	$(MAKE) -j 2 results/gsm8k results/openfunction
+
+results/%: $(INSTALLED)
+	SDFT_DATA_DIR="$(DATA)" OMP_NUM_THREADS=1 $(BIN)/sdft run $@
 
 # torch first and pinned, so that nothing draws another build; the packages that carry data or weights without their own
 # dependencies, of which nothing is needed (of llama-index-core, nltk's sentence splitter).
