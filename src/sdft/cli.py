@@ -57,7 +57,10 @@ def main() -> None:
 
 def fail(message: str) -> None:
     """Say what is wrong and exit with 2."""
-    print(f"error: {message}", file=sys.stderr)
+    from sdft.training.ranks import rank
+
+    where = f" (process {rank()})" if rank() else ""
+    print(f"error{where}: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -104,9 +107,25 @@ def select(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = Non
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
-    """Fine-tune with each of the recipe's methods."""
-    _run(recipe, overrides, quiet, redo=redo, only="train")
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Train in so many processes on this machine, one a GPU, each on its own rows.")
+    ] = 1,
+    redo: Redo = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune with each of the recipe's methods. Also under torchrun or accelerate: see docs/cluster.md."""
+    if num_processes == 1:
+        _run(recipe, overrides, quiet, redo=redo, only="train")
+        return
+    from sdft.training.ranks import launch
+
+    options = [*(["--redo", redo] if redo else []), *(["--quiet"] if quiet else [])]
+    with _resumable():
+        code = launch(["train", recipe, *(overrides or ()), *options], num_processes)
+    raise SystemExit(code)
 
 
 @app.command(name="eval")
@@ -191,10 +210,13 @@ def _run(
     from sdft import pipeline
     from sdft.console import Console
     from sdft.scoreboard import show_scoreboard
+    from sdft.training.ranks import rank
 
     console = Console(quiet)
     with _resumable():
         result = pipeline.run(recipe, overrides or (), console, redo=redo, only=only)
+    if rank() > 0:
+        return
     if not result.done:
         where = f"; report: {result.report}" if only is None else ""
         print(f"{result.path}: nothing to do, all of it is finished{where} (--redo STAGE makes a stage anew)")
@@ -210,8 +232,11 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        again = shlex.join(["sdft", *sys.argv[1:]])
-        print(f"\ninterrupted; what is done is kept, and `{again}` goes on from here", file=sys.stderr)
+        from sdft.training.ranks import world_size
+
+        if world_size() == 1:  # of several, the one that started them says so
+            again = shlex.join(["sdft", *sys.argv[1:]])
+            print(f"\ninterrupted; what is done is kept, and `{again}` goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -20,11 +20,12 @@ from sdft.data.config import DataConfig
 from sdft.engines import AnyEngine, OpenAISettings
 from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
-from sdft.models import ModelConfig, identify, resolve
+from sdft.models import ModelConfig, identify, pick_device, resolve
 from sdft.models import lacking as model_lacking
 from sdft.recipe import AnalyzeConfig, Method, Recipe, dump_recipe, load_recipe, recipe_file
 from sdft.rendering import needs_tokenizer
 from sdft.rundir import RunDir, atomic_write
+from sdft.training.ranks import agree, rank, world_size
 
 SEED = "seed"
 SPEED_ONLY = {
@@ -87,12 +88,18 @@ def run(
     `redo` names a stage whose files are deleted first, with all that was made from them. `only` is `distill`,
     `select`, `train`, `eval`, `analyze` or `report`, to do that much alone, from what the stages before it left.
 
+    Called by each of several processes that torchrun or accelerate started, with `only="train"`, they train together.
+
     Raises RecipeError; RunError where the run folder is locked or holds work for other settings; and whatever the
     stages raise. What is done by then is kept, and the same call goes on from there.
     """
     recipe, folder = find(recipe, overrides)
     console = console or Console()
     stages = plan(recipe)
+    if world_size() > 1 and only != "train":
+        raise RunError("several processes work together in `sdft train` alone; start everything else as one process")
+    if rank() > 0:
+        return RunResult(recipe, folder, _follow(recipe, folder, stages))
     if only == "report" and not is_run(folder):
         raise RunError(f"{folder}: no run stands here, so there is nothing to report; `sdft run` the recipe first")
     with RunDir(folder) as run_dir:
@@ -114,6 +121,8 @@ def run(
         if todo:
             with atomic_write(run_dir / "recipe.yaml") as file:
                 file.write(dump_recipe(recipe))
+        if only == "train":
+            agree([stage.name for stage in todo], _on_cpu(recipe))
         skipped = [stage.name for stage in wanted if stage not in todo]
         if todo and skipped:
             console.say(f"finished before: {', '.join(skipped)}")
@@ -121,6 +130,19 @@ def run(
             _work(stage, recipe, run_dir, console, _weights(stage, recipe, run_dir, stages))
             write_manifest(run_dir, recipe, [stage.name for stage in stages])
     return RunResult(recipe, folder, tuple(stage.name for stage in todo))
+
+
+def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """Train along with rank 0, which holds the run's lock and writes its files. Returns what was done."""
+    names = tuple(agree((), _on_cpu(recipe)))
+    for stage in stages:
+        if stage.name in names:
+            stage.work(recipe, RunDir(folder), Console(quiet=True))
+    return names
+
+
+def _on_cpu(recipe: Recipe) -> bool:
+    return world_size() > 1 and pick_device(recipe.model.device).type == "cpu"
 
 
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:

@@ -23,6 +23,7 @@ from sdft.recipe import Method, Recipe, TrainConfig
 from sdft.records import Choice, Example
 from sdft.rundir import RunDir, digest, file_sha256, read_json, read_jsonl, write_json
 from sdft.training.checkpoints import claim
+from sdft.training.ranks import leader_first, rank, world_size
 from sdft.training.rows import TrainingPair, pairs_sha256, replies_to_learn, tokenize
 from sdft.training.setup import open_trainer, refuse
 
@@ -120,21 +121,26 @@ def train_model(
 ) -> TrainResult:
     """Fine-tune `model` on `pairs` into the folder `out`, going on from a checkpoint where one is left.
 
-    `out` appears when it is whole. Checkpoints stand beside it until then. Raises DataError for over-long examples
+    `out` appears when it is whole. Checkpoints stand beside it until then. Called by each of several processes (see
+    `training.ranks`) they train together: a step's batch is `per_device_train_batch_size` times
+    `gradient_accumulation_steps` times their number. Raises DataError for over-long examples
     (`on_long: error`) or none at all, ModelError for a model that cannot be loaded or trained, RecipeError for
     settings that do not go together.
     """
     refuse(model, config)
-    inputs = digest([pairs_sha256(pairs), model.model_dump(), config.model_dump(), seed])
+    together = [world_size()] if world_size() > 1 else []  # another order of rows, and other checkpoints
+    inputs = digest([pairs_sha256(pairs), model.model_dump(), config.model_dump(), seed, *together])
     work = out.with_name(f".{out.name}.part")
     if (out / "training.json").is_file() and read_json(out / "training.json").get("inputs") == inputs:
-        shutil.rmtree(work, ignore_errors=True)  # killed between the last two steps of an earlier call
+        if rank() == 0:
+            shutil.rmtree(work, ignore_errors=True)  # killed between the last two steps of an earlier call
         return _read_result(out)
     tokenizer = load_tokenizer(model)
     rows = tokenize(pairs, tokenizer, config.max_length, config.on_long)
     if rows.truncated or rows.skipped:
         console.say(f"train {method}: {rows.truncated} replies cut, {rows.skipped} examples left out")
-    resumed = claim(work / "checkpoints", inputs)
+    with leader_first():
+        resumed = claim(work / "checkpoints", inputs)
     checkpoint, spent = resumed or (None, {"seconds": 0.0, "trained_tokens": 0})
     trainer = open_trainer(rows, model, config, tokenizer, work / "checkpoints", seed, spent)
     _train(trainer, checkpoint, f"train {method}", console)
@@ -151,14 +157,17 @@ def train_model(
         loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
         data_sha256=data_sha256 or pairs_sha256(pairs),
         seconds=round(trainer.seconds, 1),
-        tokens_per_second=round(trainer.trained_tokens / trainer.seconds, 1),
+        tokens_per_second=round(trainer.all_trained_tokens() / trainer.seconds, 1),
         peak_memory_bytes=_peak_memory(trainer.args.device),
     )
-    _write(trainer, model, tokenizer, result, inputs, work / "done")
-    if out.exists():
-        shutil.rmtree(out)
-    (work / "done").replace(out)
-    shutil.rmtree(work)
+    weights = trainer.whole_weights()
+    if rank() == 0:
+        _write(trainer, model, tokenizer, result, inputs, weights, work / "done")
+        if out.exists():
+            shutil.rmtree(out)
+        (work / "done").replace(out)
+        shutil.rmtree(work)
+    trainer.accelerator.wait_for_everyone()
     return result
 
 
@@ -192,6 +201,7 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     result: TrainResult,
     inputs: str,
+    weights: dict[str, torch.Tensor] | None,
     folder: Path,
 ) -> None:
     from peft import PeftModel
@@ -203,9 +213,9 @@ def _write(
         adapter: Any = trainer.model.peft_config["default"]
         adapter.base_model_name_or_path = model.name
         adapter.target_modules = sorted(adapter.target_modules)  # PEFT holds a set, whose order changes by process
-        trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
+        trainer.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
     else:
-        trainer.model.save_pretrained(folder)
+        trainer.model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     _draw_loss(trainer.state.log_history, result.method, folder / "loss.png")

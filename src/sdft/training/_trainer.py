@@ -44,6 +44,16 @@ class SupervisedTrainer(SFTTrainer):
         """Time spent on training, that before a resumed checkpoint included."""
         return time.monotonic() - self._started
 
+    def all_trained_tokens(self) -> int:
+        """Of all processes together."""
+        mine = torch.tensor(self.trained_tokens, device=self.args.device)
+        return int(self.accelerator.reduce(mine, "sum"))
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights, gathered where FSDP or DeepSpeed spread them over processes; else None. All must call it."""
+        spread = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return self.accelerator.get_state_dict(self.model_wrapped) if spread else None
+
     def _gather(self, module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         """(batch, length, hidden) → (supervised, hidden), for the output layer."""
         return args if self._keep is None else (args[0][:, :-1][self._keep],)
@@ -62,7 +72,9 @@ class SupervisedTrainer(SFTTrainer):
         finally:
             self._keep = None
         total = functional.cross_entropy(logits.float(), targets, reduction="sum")
-        return total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            return total / targets.numel()
+        return total * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over processes
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Count the tokens of a step as its batches are drawn."""
@@ -81,6 +93,9 @@ class SupervisedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)  # TRL's own would also write a model card
+        self.accelerator.wait_for_everyone()
+        if not self.is_world_process_zero():
+            return
         checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         seal(checkpoint, {"seconds": self.seconds, "trained_tokens": self.trained_tokens})
 

@@ -77,6 +77,7 @@ def open_trainer(
         seed=seed,
         data_seed=seed,
         use_cpu=device.type == "cpu",
+        ddp_find_unused_parameters=False,  # all of an adapter's weights are used in every step
         dataloader_pin_memory=device.type == "cuda",
         dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
