@@ -239,3 +239,36 @@ def test_bad_rows_that_are_left_out_are_noted(tmp_path: Path) -> None:
     folder = sdft.run(tree, ["data.on_bad_rows=skip"], redo="data").path
     [note] = read_json(folder / "manifest.json")["notes"]
     assert note.startswith("data: 1 bad rows left out, such as ")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["data/train.jsonl", "distill/rewrites.jsonl", "select/choices.jsonl", "eval/seed/drift/predictions.jsonl",
+     "eval/comparisons.json", "report/report.html"],
+)  # fmt: skip
+def test_what_was_deleted_from_a_finished_run_is_made_again(tmp_path: Path, lost: str) -> None:
+    tree = scripted_recipe(tmp_path)
+    folder = sdft.run(tree).path
+    before = contents(folder)
+    (folder / lost).unlink()
+    assert sdft.run(tree).done
+    assert (folder / lost).is_file()
+    assert contents(folder) == before
+
+
+def test_the_way_out_that_an_error_names_is_one(tmp_path: Path) -> None:
+    folder = sdft.run(scripted_recipe(tmp_path)).path
+    (folder / "distill/rewrites.jsonl").unlink()
+    with pytest.raises(
+        sdft.RunError, match="stage 'distill', which 'select' reads from, is not finished, or its files"
+    ):
+        sdft.run(folder, only="select", redo="select")
+    assert sdft.run(folder, only="distill").done == ("distill",)
+    assert "select" in sdft.run(folder, only="select", redo="select").done
+
+
+def test_a_marker_that_is_none_is_named(tmp_path: Path) -> None:
+    folder = sdft.run(scripted_recipe(tmp_path)).path
+    (folder / "stages/distill.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(sdft.RunError, match=r"distill\.json: not a stage's marker; delete it"):
+        sdft.run(folder)

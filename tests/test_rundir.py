@@ -127,7 +127,7 @@ def test_a_marker_is_finished_only_for_its_own_inputs(tmp_path: Path) -> None:
     run.claim("train/sft", {"seed": 0})
     assert not run.is_finished("train/sft", {"seed": 0})
     (tmp_path / "out").write_text("x", encoding="utf-8")
-    run.finish("train/sft", {"seed": 0}, 1.0, ["a note"], [tmp_path / "out"])
+    run.finish("train/sft", {"seed": 0}, 1.0, ["a note"], [tmp_path / "out"], [tmp_path / "out"])
     assert run.is_finished("train/sft", {"seed": 0})
     assert not run.is_finished("train/sft", {"seed": 1})
     with pytest.raises(RunError, match=r"train/sft.*seed: 0 → 1.*name=NAME.*--redo train/sft"):

@@ -13,6 +13,7 @@ from helpers_checks import data_file
 from helpers_models import save_tiny_model
 from helpers_pipeline import scripted_recipe
 from sdft import cli
+from sdft.pipeline import check_all
 from sdft.recipe import load_recipe
 from sdft.untrained import eval_recipe, is_recipe
 
@@ -119,3 +120,26 @@ def test_options_for_a_model_are_refused_with_a_recipe(
         assert call(monkeypatch, "eval", path, *option) == 2
         assert f"{option[0]} is for a model" in capsys.readouterr().err
     assert call(monkeypatch, "eval", path) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"adapter": "./nope"}, r"adapter ./nope: not a PEFT adapter folder, it has no adapter_config\.json"),
+        ({"device": "cuda"}, "no cuda device is available here; use model.device=auto"),
+    ],
+)
+def test_an_adapter_or_a_device_that_is_not_there_is_named_before_anything_runs(
+    changes: dict[str, str], problem: str
+) -> None:
+    if changes.get("device") == "cuda" and Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(sdft.RecipeError, match=problem):
+        check_all(
+            {
+                "model": {"name": "owner/model", **changes},
+                "methods": ["sft"],
+                "data": {"dataset": "bfcl_simple"},
+                "train": {"lora": None},
+            }
+        )

@@ -156,7 +156,13 @@ def _weights_sha256(folder: Path) -> str:
 
 
 def lacking(config: ModelConfig) -> str | None:
-    """What is wrong with a local model path, found without torch; None for hub names, which are not looked up."""
+    """What is wrong with local paths and the device, found without torch; hub names are not looked up."""
+    if config.device == "cuda" and not any(
+        Path(place).exists() for place in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    ):
+        return "device: no cuda device is available here; use model.device=auto"
+    if config.adapter and not _is_hub_adapter(config.adapter) and (problem := _no_adapter(Path(config.adapter))):
+        return f"adapter {config.adapter}: {problem}"
     path = Path(config.name).expanduser()
     if path.is_dir():
         try:
@@ -313,14 +319,23 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
 def adapter_folder(adapter: str) -> Path:
     """A local folder with the adapter as safetensors. Raises ModelError."""
     folder = Path(adapter)
-    if not folder.exists() and adapter.count("/") == 1 and not adapter.startswith((".", "~")):
+    if _is_hub_adapter(adapter):
         from huggingface_hub import snapshot_download
 
         try:
             folder = Path(snapshot_download(adapter, allow_patterns=HUB_FILES, etag_timeout=5))
         except (OSError, ValueError) as error:
             raise ModelError(f"adapter '{adapter}': {str(error).splitlines()[0]}") from None
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / file).is_file():
-            raise ModelError(f"{adapter}: not a PEFT adapter folder, it has no {file}")
+    if problem := _no_adapter(folder):
+        raise ModelError(f"{adapter}: {problem}")
     return folder
+
+
+def _is_hub_adapter(adapter: str) -> bool:
+    return not Path(adapter).exists() and adapter.count("/") == 1 and not adapter.startswith((".", "~", "/"))
+
+
+def _no_adapter(folder: Path) -> str | None:
+    """Why a folder is no adapter; None where it is one."""
+    lacks = [file for file in ("adapter_config.json", "adapter_model.safetensors") if not (folder / file).is_file()]
+    return f"not a PEFT adapter folder, it has no {lacks[0]}" if lacks else None

@@ -199,7 +199,7 @@ def _work(stage: Stage, recipe: Recipe, run_dir: RunDir, console: Console, weigh
     files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [written]
     kept = [path for path in files if "checkpoint-" not in path.as_posix() and not path.name.startswith(".")]
     hashed = [] if stage.name == "report" else kept
-    run_dir.finish(stage.name, stage.inputs, time.monotonic() - started, notes, hashed)
+    run_dir.finish(stage.name, stage.inputs, time.monotonic() - started, notes, kept, hashed)
 
 
 def is_run(path: Path) -> bool:
@@ -467,11 +467,10 @@ def _wanted(run_dir: RunDir, stages: list[Stage], only: str | None) -> list[Stag
         for before in stages:
             if before.name not in stage.after or before in wanted:
                 continue
-            state = run_dir.stage_state(before.name)
-            if state is None or not state["finished"]:
+            if not run_dir.is_complete(before.name):
                 raise RunError(
-                    f"{run_dir.path}: stage '{before.name}', which '{stage.name}' reads from, is not finished; do it "
-                    "first, or let `sdft run` do all that is missing"
+                    f"{run_dir.path}: stage '{before.name}', which '{stage.name}' reads from, is not finished, or its "
+                    "files are gone; do it first, or let `sdft run` do all that is missing"
                 )
             run_dir.check(before.name, before.inputs, stage.mild)
     return wanted

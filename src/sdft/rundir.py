@@ -230,12 +230,22 @@ class RunDir:
     def stage_state(self, stage: str) -> Mapping[str, Any] | None:
         """`{"inputs": …, "digest": …, "finished": bool, …}` as last written, or None."""
         path = self.stage_file(stage)
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        state = read_json(path)
+        if not isinstance(state, dict) or not {"inputs", "digest", "finished"} <= set(state):
+            raise RunError(f"{path}: not a stage's marker; delete it and give the same command again")
+        return state
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether the stage is done, whatever its inputs, and all its files are still there."""
+        state = self.stage_state(stage)
+        return bool(state and state["finished"] and all((self / file).is_file() for file in state["files"]))
 
     def is_finished(self, stage: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether the stage is done for just these inputs."""
+        """Whether the stage is done for just these inputs, and all its files are still there."""
         state = self.stage_state(stage)
-        return bool(state and state["finished"] and state["digest"] == digest(inputs))
+        return bool(state and state["digest"] == digest(inputs) and self.is_complete(stage))
 
     def changes(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Dotted key → (then, now) where this folder's work for a stage was made with other inputs."""
@@ -272,8 +282,9 @@ class RunDir:
         seconds: float,
         notes: Sequence[str] = (),
         files: Iterable[Path] = (),
+        hashed: Iterable[Path] = (),
     ) -> None:
-        """Write the completion marker, last of all, with what a person should know and the hashes of its files."""
+        """Write the completion marker, last of all: what a person should know, the stage's files, hashes of some."""
         claimed = self.stage_state(stage) or {}
         state = {
             "weights": claimed.get("weights"),
@@ -281,7 +292,8 @@ class RunDir:
             "finished": True,
             "seconds": round(seconds, 1),
             "notes": list(notes),
-            "hashes": {path.relative_to(self.path).as_posix(): file_sha256(path) for path in sorted(files)},
+            "files": [path.relative_to(self.path).as_posix() for path in sorted(files)],
+            "hashes": {path.relative_to(self.path).as_posix(): file_sha256(path) for path in sorted(hashed)},
             "inputs": inputs,
         }
         write_json(self.stage_file(stage), state)

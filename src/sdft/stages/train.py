@@ -131,7 +131,7 @@ def train_model(
     together = [world_size()] if world_size() > 1 else []  # another order of rows, and other checkpoints
     inputs = digest([pairs_sha256(pairs), model.model_dump(), config.model_dump(), seed, *together])
     work = out.with_name(f".{out.name}.part")
-    if (out / "training.json").is_file() and read_json(out / "training.json").get("inputs") == inputs:
+    if any(out.glob("*.safetensors")) and read_json(out / "training.json").get("inputs") == inputs:
         if rank() == 0:
             shutil.rmtree(work, ignore_errors=True)  # killed between the last two steps of an earlier call
         return _read_result(out)
