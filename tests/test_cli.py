@@ -109,6 +109,19 @@ def test_a_scoreboard_of_three_models_fits_80_columns(tmp_path: Path, capsys: py
     assert "0.500 [0.123, 0.990]" in out
 
 
+def test_a_scoreboard_has_no_negative_zero() -> None:
+    from sdft.records import Comparison, Metric, Score
+    from sdft.scoreboard import _cell
+
+    score = Score(model="sft", benchmark="b", metric="m", value=-0.0, n=9, low=-0.0, high=0.0, kind="mean")
+    difference = Comparison(
+        model="sft", baseline="seed", benchmark="b", metric="m", difference=-0.0001, low=-0.0002, high=0.0, n=9,
+        p_value=None,
+    )  # fmt: skip
+    assert _cell(score, difference, Metric()) == "0.0 [0, 0]\n+0.0 [0, 0]"
+    assert _cell(score, difference, Metric(percent=False)) == "0.000 [0.000, 0.000]\n+0.000 [0.000, 0.000]"
+
+
 def test_quiet_says_nothing_but_results(sdft: Run, recipe: Path) -> None:
     code, out, err = sdft("run", recipe, "--quiet")
     assert (code, err) == (0, "")
