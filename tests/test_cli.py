@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -107,6 +108,19 @@ def test_a_scoreboard_of_three_models_fits_80_columns(tmp_path: Path, capsys: py
     assert "50.0 [12, 99]" in out
     assert "-50.0 [-100, 25]" in out
     assert "0.500 [0.123, 0.990]" in out
+
+
+def test_a_scoreboard_has_no_negative_zero() -> None:
+    from sdft.records import Comparison, Metric, Score
+    from sdft.scoreboard import _cell
+
+    score = Score(model="sft", benchmark="b", metric="m", value=-0.0, n=9, low=-0.0, high=0.0, kind="mean")
+    difference = Comparison(
+        model="sft", baseline="seed", benchmark="b", metric="m", difference=-0.0001, low=-0.0002, high=0.0, n=9,
+        p_value=None,
+    )  # fmt: skip
+    assert _cell(score, difference, Metric()) == "0.0 [0, 0]\n+0.0 [0, 0]"
+    assert _cell(score, difference, Metric(percent=False)) == "0.000 [0.000, 0.000]\n+0.000 [0.000, 0.000]"
 
 
 def test_quiet_says_nothing_but_results(sdft: Run, recipe: Path) -> None:
@@ -257,6 +271,16 @@ def test_render_takes_ranges_and_names_what_it_skips(sdft: Run, tmp_path: Path) 
         (["--template", "alpacka"], "did you mean 'alpaca'?"),
         (["--template", "plain"], "--model"),
         (["--template", "alpaca", "--rows", "1-x"], "'1-x' is neither a row"),
+        (["--template", "alpaca", "--rows", "5-2"], "'5-2' ends before it begins; write 2-5"),
+        (["--template", "alpaca", "--rows", "²"], "'²' is neither a row"),
+        (["--template", "alpaca", "--rows", "9" * 5000], "is neither a row"),
+        (["--template", "{{ instructon }}"], "unknown variable 'instructon'; did you mean 'instruction'?"),
+        (["--template", "{% if %}"], "not a valid jinja template"),
+        (["--template", "{% if history %}{{ reference }}{% else %}{{ system / 2 }}{% endif %}"], "fails when"),
+        (
+            ["--template", "{{ instruction[:1] }}{% if instruction != 'instruction' %}{{ 1 / 0 }}{% endif %}"],
+            "not one row can be rendered, of 12; row 0: the template fails when it is rendered (division by zero)",
+        ),
     ],
 )
 def test_render_says_what_is_wrong(sdft: Run, tmp_path: Path, options: list[str], said: str) -> None:
@@ -264,6 +288,14 @@ def test_render_says_what_is_wrong(sdft: Run, tmp_path: Path, options: list[str]
     code, out, err = sdft("render", "--dataset", tmp_path / "data.jsonl", *options)
     assert (code, out) == (2, "")
     assert said in err
+    assert err.count("\n") == 1
+
+
+def test_render_may_leave_out_the_instruction_and_show_the_reference(sdft: Run, tmp_path: Path) -> None:
+    scripted_recipe(tmp_path)
+    code, out, _ = sdft("render", "--dataset", tmp_path / "data.jsonl", "--template", "{{ reference }}", "--rows", 0)
+    assert code == 0
+    assert json.loads(out)["prompt"]
 
 
 def predictions(tmp_path: Path, *rows: Any) -> Path:
@@ -306,9 +338,66 @@ def test_score_names_bad_lines(sdft: Run, tmp_path: Path) -> None:
     assert "100.00 % of 2 rows" in err
 
 
+def test_score_reads_gz_and_a_bom_and_writes_valid_json(sdft: Run, tmp_path: Path) -> None:
+    line = '{"label": "7", "predict": "7", "loss": NaN, "odd": [-Infinity, 1e999, 0.25]}\n'
+    for name, data in (
+        ("bom.jsonl", b"\xef\xbb\xbf" + line.encode()),
+        ("rows.jsonl.gz", gzip.compress(line.encode())),
+    ):
+        (tmp_path / name).write_bytes(data)
+        code, out, err = sdft("score", "--check", "number", tmp_path / name)
+        assert (code, err.partition(" of")[0]) == (0, "100.00 %")
+        assert "NaN" not in out and "Infinity" not in out
+        assert json.loads(out)["loss"] is None
+        assert json.loads(out)["odd"] == [None, None, 0.25]
+
+
+def test_score_of_nothing_is_an_error(sdft: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_bytes(b"\n")
+    code, out, err = sdft("score", "--check", "number", tmp_path / "empty.jsonl")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path}/empty.jsonl: no rows" in err
+
+
+def test_score_judges_a_predictions_file_of_bfcl_as_eval_does(
+    sdft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdft.benchmarks import BfclSimple
+    from sdft.checks import CallAst
+    from sdft.records import Example, Message
+
+    accepted = {"name": "area", "arguments": {"base": [10], "unit": ["m", "metre", ""]}, "required": ["base"]}
+    turn = Message(role="user", content="Find the area.")
+    own = Example(id="simple_3", messages=(turn,), reference="area(base=10)", meta={"accepted": accepted})
+    asked = []
+
+    def examples(benchmark: BfclSimple) -> list[Example]:
+        asked.append(benchmark.part)
+        return [own]
+
+    monkeypatch.setattr(BfclSimple, "examples", examples)
+    monkeypatch.setattr(BfclSimple, "missing", lambda _: iter(()))
+    row = {"id": "simple_3", "label": own.reference, "predict": 'area(base=10, unit="metre")'}
+    assert BfclSimple().judge(own, row["predict"])[0].ok
+    assert CallAst()(own, row["predict"]).ok
+    path = predictions(tmp_path, row, row)
+    code, out, err = sdft("score", "--metric", "bfcl_simple", path)
+    assert (code, err.count("\n"), asked) == (0, 1, ["all"])
+    assert [json.loads(line)["verdict"]["ok"] for line in out.splitlines()] == [True, True]
+    other = predictions(tmp_path, row, {**row, "label": "area(base=9)"}, {**row, "id": "simple_4"})
+    code, out, err = sdft("score", "--metric", "bfcl_simple", other)
+    assert [json.loads(line)["verdict"]["ok"] for line in out.splitlines()] == [True, False, False]
+    assert err.splitlines()[1].startswith("warning: 2 of them compared with the label alone")
+    with_meta = predictions(tmp_path, {**row, "meta": {"accepted": accepted}}, row)
+    code, out, err = sdft("score", "--check", "call_ast", with_meta)
+    assert [json.loads(line)["verdict"]["ok"] for line in out.splitlines()] == [True, False]
+    assert err.splitlines()[1].startswith("warning: 1 of them compared with the label alone")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--metric", "reasoning_gym.own_score"], "cannot be told from a reply alone"),
         (["--check", "nubmer"], "did you mean 'number'?"),
         (["--metric", "gsm8k.acuracy"], "did you mean 'accuracy'?"),
         (["--metric", "drift.kl"], "cannot be told from a reply alone"),

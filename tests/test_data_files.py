@@ -27,7 +27,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
     name = path.name
     if ".jsonl" in name:
         data = jsonl(rows)
-    elif name.endswith(".csv"):
+    elif ".csv" in name:
         buffer = io.StringIO(newline="")
         writer = csv.DictWriter(buffer, rows[0])
         writer.writeheader()
@@ -50,7 +50,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> 
     path = write(tmp_path / f"rows{suffix}", ROWS)
     found = list(read_file(path))
     assert [row.value for row in found if isinstance(row, Row)] == ROWS
-    first = 2 if suffix == ".csv" else 1
+    first = 2 if ".csv" in suffix else 1
     assert [row.line for row in found] == list(range(first, first + 5))
     assert [e.reference for e in load_examples(str(path))] == ["0é", "1é", "2é", "3é", "4é"]
 
@@ -157,6 +157,65 @@ def test_csv_rows_are_counted_by_line_and_bad_ones_named(tmp_path: Path) -> None
             load_examples(str(path))
 
 
+def test_an_open_quote_in_a_csv_is_an_error_and_no_single_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rest = b"good,row\n" * 1000
+    path.write_bytes(b'instruction,output\ngood,row\n"open,x\n' + rest)
+    with pytest.raises(
+        DataError, match=r"rows\.csv:3: a quote opens .* 1,000 lines behind it cannot be read; close it"
+    ):
+        bad_rows(path)
+    with pytest.MonkeyPatch.context() as patch:  # where the limit of a cell comes before the end of the file
+        patch.setattr(files_module, "MAX_ROW_CHARS", 100)
+        with pytest.raises(DataError, match=r"rows\.csv:3: a quote opens .* 1,000 lines"):
+            bad_rows(path)
+    path.write_bytes(b'instruction,output\n"open,x\na,b\n"closed by chance",c\nd,e\n')
+    count, [bad] = bad_rows(path)
+    assert (count, bad.line) == (1, 2)
+    assert bad.why.endswith("; lines 2 to 4 are lost with it")
+
+
+def test_a_history_in_a_csv_is_json(tmp_path: Path) -> None:
+    history = [["Hi", "Hello"], ["And?", 'So "so"']]
+    rows = [{"instruction": "a", "output": "b", "history": text} for text in (json.dumps(history), "")]
+    first, second = load_examples(str(write(tmp_path / "rows.csv", rows)))
+    assert [turn.content for turn in first.history] == ["Hi", "Hello", "And?", 'So "so"']
+    assert first.meta["row"] == rows[0]
+    assert second.history == ()
+    odd = ["Hi", "[Hi", '["Hi"]', json.dumps([["\ud800", "x"]]), "[" * 100_000]
+    rows = [{"instruction": "a", "output": "b", "history": text} for text in odd]
+    with pytest.raises(DataError) as error:
+        load_examples(str(write(tmp_path / "odd.csv", rows)))
+    whys = [line.partition(".csv:")[2][3:] for line in str(error.value).splitlines()[1:]]
+    text = "column 'history' is text, not a list of [prompt, reply]"
+    assert [whys[index] for index in (0, 1, 2, 4)] == [text, text, "item 1 of 'history' is not [prompt, reply]", text]
+    assert "not valid Unicode" in whys[3]
+
+
+@pytest.mark.parametrize(
+    "data", [json.dumps({"data": ROWS}, indent=1), '{"data": [\n' + json.dumps(ROWS[0]) + "]}", '{\n"data": [{"a": 1'],
+)  # fmt: skip
+def test_a_json_file_of_one_object_is_named_once(tmp_path: Path, data: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(data, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        load_examples(str(path))
+    assert str(error.value).startswith(f"{path}: a .json dataset is a list of objects; this file holds one object")
+    assert "\n" not in str(error.value)
+    path.write_bytes(b'{"instruction": "a"\n' + jsonl(ROWS))
+    assert bad_rows(path)[0] == 5, "JSON lines, the first of them broken"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".jsonl.gz", ".csv"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_once_with_what_to_do(tmp_path: Path, suffix: str, encoding: str) -> None:
+    data = ("\ufeff" + jsonl(ROWS).decode()).encode(encoding)
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    with pytest.raises(DataError, match="the file is in UTF-16; convert it to UTF-8"):
+        bad_rows(path)
+
+
 def test_long_csv_cells_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", [{"instruction": "a", "output": "x" * 200_000}])
     assert len(load_examples(str(path))[0].reference) == 200_000
@@ -224,6 +283,20 @@ def test_equal_rows_get_ids_of_their_own_that_do_not_change(tmp_path: Path) -> N
     ids = [e.id for e in load_examples(str(path))]
     assert ids == [ids[0], ids[1], f"{ids[0]}-2", f"{ids[0]}-3"]
     assert [e.id for e in load_examples(str(path))] == ids
+
+
+def test_ids_that_stand_twice_can_be_turned_off(tmp_path: Path) -> None:
+    rows = [{"task_id": "a", "instruction": f"Say {i}", "output": "x"} for i in range(3)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"'a' was used in line 1 already \(data\.columns\.id=null ignores ids\)"):
+        load_examples(str(path))
+    examples = load_examples(DataConfig(dataset=str(path), columns={"id": None}))
+    assert [example.instruction for example in examples] == ["Say 0", "Say 1", "Say 2"]
+    assert len({example.id for example in examples}) == 3
+    by_column = {"prompt": "instruction", "response": "output", "id": None}
+    assert load_examples(DataConfig(dataset=str(path), columns=by_column)) == examples
+    with pytest.raises(DataError, match="no column for 'response'"):
+        load_examples(DataConfig(dataset=str(path), columns={"prompt": "instruction", "response": None}))
 
 
 def test_limit_slices_and_shuffle(tmp_path: Path) -> None:

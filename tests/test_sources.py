@@ -120,6 +120,33 @@ def test_dataset_info_with_tags_formats_and_folders(tmp_path: Path) -> None:
         load_examples(f"{folder}:talk")
 
 
+def test_dataset_info_may_want_fewer_rows_and_no_ids(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {number}", "output": "x", "id": "same"} for number in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    file = {"file_name": "rows.jsonl"}
+    folder = info(tmp_path, few={**file, "num_samples": 3}, many={**file, "num_samples": 9}, odd={"num_samples": "3"})
+    config = DataConfig(dataset=f"{folder}:few", columns={"id": None})
+    assert [example.instruction for example in load_examples(config)] == ["Say 0", "Say 1", "Say 2"]
+    assert len(load_examples(config.model_copy(update={"dataset": f"{folder}:many"}))) == 5
+    with pytest.raises(DataError, match=r"few: 2 bad rows(.|\n)*data\.columns\.id=null"):
+        load_examples(f"{folder}:few")
+    with pytest.raises(DataError, match="num_samples is a number of rows, not '3'"):
+        load_examples(f"{folder}:odd")
+
+
+def test_a_file_of_another_kind_is_no_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDFT_DATA_DIR", str(tmp_path / "data"))
+    for place in ("d", "data/e"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "rows.tsv").write_text("instruction\toutput\n", encoding="utf-8")
+    for name in ("d/rows.tsv", "e/rows.tsv"):
+        config = DataConfig(dataset=name)
+        with pytest.raises(DataError, match=r"rows\.tsv: cannot tell the kind of file; there are: \.json, .*\.csv\.gz"):
+            load_examples(config)
+        assert "cannot tell the kind of file" in str(missing(config)), "`sdft check` says so, too"
+
+
 def test_hub_datasets_go_through_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
 

@@ -124,12 +124,12 @@ def problems(config: PromptConfig, others: Mapping[str, str] | None = None) -> l
 
     `others` are plain templates from elsewhere in the recipe, by the key to be named: a benchmark's `template`.
     """
-    found = _check("prompt.distill", config.distill, _strictly, config, {"reference"})
-    found += _check("prompt.train", config.train, _strictly, config, set())
+    found = _check("prompt.distill", config.distill, _strictly, config.style, {"instruction", "reference"})
+    found += _check("prompt.train", config.train, _strictly, config.style, {"instruction"})
     if config.infer is not None:
-        found += _check("prompt.infer", config.infer, _strictly, config, set())
+        found += _check("prompt.infer", config.infer, _strictly, config.style, {"instruction"})
     for where, text in (others or {}).items():
-        found += _check(where, text, _freely, config, set())
+        found += _check(where, text, _freely, config.style, {"instruction"})
     if config.style == "verbatim" and config.reply_prefix:
         found.append(
             "prompt.reply_prefix: for chat style; a verbatim template ends with its own beginning of the reply"
@@ -137,18 +137,29 @@ def problems(config: PromptConfig, others: Mapping[str, str] | None = None) -> l
     return found
 
 
+def named_problems(where: str, text: str, style: Style) -> list[str]:
+    """What is wrong with a template for `Renderer.named`, which may show what it likes; found without an example."""
+    return _check(where, text, _freely, style, set(), {"reference"})
+
+
 def _check(
-    where: str, text: str, resolve: Callable[[str, Style], Template], config: PromptConfig, shown: set[str]
+    where: str,
+    text: str,
+    resolve: Callable[[str, Style], Template],
+    style: Style,
+    shown: set[str],
+    others: Iterable[str] = (),
 ) -> list[str]:
-    """What is wrong with one template that is to show the instruction and `shown`."""
+    """What is wrong with one template that must show `shown`, and may show `others` beside what every one may."""
     try:
-        template = resolve(text, config.style)
+        template = resolve(text, style)
         # Our own templates are plain enough to be read without jinja, whose import would slow every start.
         used = _variables(template.turn) if _is_jinja(text) else frozenset(SHOWN.findall(template.turn))
     except PromptError as error:
         return [f"{where}: {error}"]
-    known = {"instruction", "system"} | shown | ({"bos", "eos", "history"} if template.style == "verbatim" else set())
-    found = [f"{where}: does not show {{{{ {name} }}}}" for name in sorted(({"instruction"} | shown) - used)]
+    known = {"instruction", "system", *shown, *others}
+    known |= {"bos", "eos", "history"} if template.style == "verbatim" else set()
+    found = [f"{where}: does not show {{{{ {name} }}}}" for name in sorted(shown - used)]
     for name in sorted(used - known):
         if name == "reference":
             found.append(f"{where}: shows {{{{ reference }}}}, which belongs into prompt.distill alone")

@@ -50,14 +50,14 @@ def _cell(score: Score | None, difference: Comparison | None, metric: Metric) ->
 
 
 def _number(value: float, metric: Metric, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f}" if metric.percent else f"{value:{sign}.{_decimals(value)}f}"
+    return f"{100 * value:{sign}z.1f}" if metric.percent else f"{value:{sign}z.{_decimals(value)}f}"
 
 
 def _interval(low: float, high: float, metric: Metric) -> str:
     if metric.percent:
-        return f" [{100 * low:.0f}, {100 * high:.0f}]"
+        return f" [{100 * low:z.0f}, {100 * high:z.0f}]"
     decimals = _decimals(max(abs(low), abs(high)))
-    return f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return f" [{low:z.{decimals}f}, {high:z.{decimals}f}]"
 
 
 def _decimals(value: float) -> int:

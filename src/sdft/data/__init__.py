@@ -118,7 +118,9 @@ def _with_unique_id(example: Example, own: bool, row: Row, seen: dict[str, int])
     """Number rows of the same content; refuse an id of the dataset's own that has been used."""
     identity = example.id
     if own and identity in seen:
-        raise UnusableRow(f"the id '{identity[:80]}' was used in line {seen[identity]} already")
+        raise UnusableRow(
+            f"the id '{identity[:80]}' was used in line {seen[identity]} already (data.columns.id=null ignores ids)"
+        )
     occurrence = 1
     while identity in seen:
         occurrence += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,14 +17,15 @@ class DataConfig(Settings):
     """Which rows to read, and how to read them as examples."""
 
     dataset: str
-    """A name from `sdft list datasets`, a file (.json, .jsonl, .jsonl.gz, .csv, .parquet), a folder with a
-    `dataset_info.json` followed by `:name`, or a hub dataset's name."""
+    """A name from `sdft list datasets`, a file (.json, .jsonl and .csv, also .gz; .parquet), a folder with
+    a `dataset_info.json` followed by `:name`, or a hub dataset's name."""
     format: Format = "auto"
     """How rows are laid out; `auto` tells from the columns of the first row."""
-    columns: dict[str, str] = {}
+    columns: Mapping[str, str | None] = {}
     """For `format: columns`: `prompt`, `response` and, where they exist, `query`, `system`, `history`, `id`
     to the column that holds them, as in LLaMA-Factory. Other formats take `messages` (sharegpt, messages) or
-    `prompt` and `response` where their columns have other names than usual."""
+    `prompt` and `response` where their columns have other names than usual. null: there is no such part;
+    `id: null` gives rows ids made of their content, where those of their own stand more than once."""
     convert: Conversion | None = None
     """Rows are in the form in which this dataset's authors publish it, such as gsm8k's with `<<…>>` and `#### N`:
     turn them into the reference's form first."""

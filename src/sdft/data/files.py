@@ -1,4 +1,4 @@
-"""Rows of files: .json, .jsonl (both also .gz), .csv and .parquet.
+"""Rows of files: .json, .jsonl, .csv (all also .gz) and .parquet.
 
 A row that cannot be read is a `BadRow` and reading goes on behind it; a file that cannot be read is a DataError.
 JSON lines and CSV are streamed.
@@ -6,12 +6,14 @@ JSON lines and CSV are streamed.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -41,13 +43,23 @@ def read_file(path: Path) -> Rows:
     """Stream the rows of one file. Raises DataError where the file as a whole cannot be read."""
     reader = _reader(path.name)
     if reader is None:
-        raise DataError(f"{path}: cannot tell the kind of file; there are: {', '.join(SUFFIXES)}")
-    try:
+        raise unknown_kind(path)
+    with _readable(path):
         yield from reader(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def unknown_kind(path: Path) -> DataError:
+    """What is wrong with a file whose name does not tell how to read it."""
+    return DataError(f"{path}: cannot tell the kind of file; there are: {', '.join(SUFFIXES)}")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Stream the lines of a file, also a .gz, with their numbers: without blank ones, and without a BOM.
+
+    Of an over-long line only the beginning comes. Raises DataError where the file as a whole cannot be read.
+    """
+    with _readable(path), _open(path) as file:
+        yield from _numbered(_bounded(file))
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -56,14 +68,34 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Raises DataError for UTF-16, each line of which would be refused by itself."""
+    with gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DataError(f"{path}: the file is in UTF-16; convert it to UTF-8")
+        yield cast("IO[bytes]", file)
 
 
 def _read_json(path: Path) -> Rows:
     with _open(path) as file:
         data = file.read()
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+    text = data.removeprefix(codecs.BOM_UTF8).lstrip()
+    if text.startswith(b"{"):
+        if _is_one_object(text):
+            raise DataError(
+                f"{path}: a .json dataset is a list of objects; this file holds one object, over several lines"
+            )
         yield from _lines(path, _bounded(io.BytesIO(data)))  # JSON lines under the name .json are common
         return
     try:
@@ -81,6 +113,24 @@ def _read_json(path: Path) -> Rows:
         yield Row(str(path), number, row)
 
 
+def _is_one_object(text: bytes) -> bool:
+    """Whether text that begins with a brace is one object over several lines, whole or not, and no JSON lines."""
+    first, _, rest = text.partition(b"\n")
+    if first.strip() == b"{":
+        return True
+    if not rest.strip() or _is_json(first):
+        return False
+    return _is_json(text)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _read_jsonl(path: Path) -> Rows:
     with _open(path) as file:
         yield from _lines(path, _bounded(file))
@@ -95,15 +145,19 @@ def _bounded(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _lines(path: Path, lines: Iterable[bytes]) -> Rows:
-    for number, line in enumerate(lines, 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.strip():
-            continue
+    for number, line in _numbered(lines):
         try:
             yield Row(str(path), number, _parse_line(line))
         except ValueError as error:
             yield BadRow(str(path), number, str(error))
+
+
+def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield number, line
 
 
 def _parse_line(line: bytes) -> Any:
@@ -120,10 +174,14 @@ def _parse_line(line: bytes) -> Any:
         raise ValueError("not readable as JSON: nested too deep") from None
 
 
+UNCLOSED = ("unexpected end of data", "field larger than field limit")
+"""What csv says where a cell has taken in all that follows: the end of the file, or more than a cell may hold."""
+
+
 def _read_csv(path: Path) -> Rows:
     csv.field_size_limit(MAX_ROW_CHARS)  # Python's own limit of 131,072 would refuse long replies
     # Bytes that are not UTF-8 come through as lone surrogates, so that they spoil their own row only.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, None)
@@ -138,7 +196,15 @@ def _read_csv(path: Path) -> Rows:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield BadRow(str(path), line, f"not valid CSV ({error})")
+                behind = reader.line_num - line
+                if behind and str(error).startswith(UNCLOSED):
+                    behind += sum(1 for _ in file)
+                    raise DataError(
+                        f"{path}:{line}: a quote opens in the row that begins here and is not closed, so the "
+                        f"{behind:,} lines behind it cannot be read; close it, or double it if it belongs to the text"
+                    ) from None
+                taken = f"; lines {line} to {reader.line_num} are lost with it" if behind else ""
+                yield BadRow(str(path), line, f"not valid CSV ({error}){taken}")
                 continue
             if not cells:
                 continue
@@ -173,6 +239,7 @@ SUFFIXES: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _read_jsonl,
     ".jsonl.gz": _read_jsonl,
     ".csv": _read_csv,
+    ".csv.gz": _read_csv,
     ".parquet": _read_parquet,
 }
 

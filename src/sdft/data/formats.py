@@ -44,6 +44,10 @@ PUBLISHED: tuple[Mapping[str, str], ...] = (
 """Column maps of well-known flat datasets that `auto` knows."""
 
 ID_COLUMNS = ("id", "task_id")
+"""Where a row's own id stands, if it has one and no column is named."""
+
+Columns = Mapping[str, str | None]
+"""Part of an example → the column that holds it; None: there is none."""
 
 
 class UnusableRow(Exception):
@@ -77,8 +81,8 @@ class Layout(Protocol):
     """How rows are laid out."""
 
     @property
-    def id_column(self) -> str | None:
-        """The column that must hold the row's own id, or None."""
+    def id_columns(self) -> tuple[str, ...]:
+        """The columns that may hold the row's own id: `ID_COLUMNS`, one that must, or none."""
         ...
 
     def parse(self, row: Mapping[str, Any]) -> Parsed:
@@ -96,7 +100,7 @@ class Flat:
     """Joined to the prompt by a newline where it is not empty."""
     history: str | None = "history"
     system: str | None = "system"
-    id_column: str | None = None
+    id_columns: tuple[str, ...] = ID_COLUMNS
 
     def parse(self, row: Mapping[str, Any]) -> Parsed:
         query = _optional_text(row, self.query)
@@ -158,7 +162,7 @@ class Conversation:
     column: str = "messages"
     system: str | None = "system"
     tags: Tags = Tags()
-    id_column: str | None = None
+    id_columns: tuple[str, ...] = ID_COLUMNS
 
     def parse(self, row: Mapping[str, Any]) -> Parsed:
         turns = self.tags.read(_value(row, self.column), self.column)
@@ -176,7 +180,7 @@ class PromptCompletion:
     prompt: str = "prompt"
     completion: str = "completion"
     tags: Tags = Tags()
-    id_column: str | None = None
+    id_columns: tuple[str, ...] = ID_COLUMNS
 
     def parse(self, row: Mapping[str, Any]) -> Parsed:
         prompt, _ = self._part(row, self.prompt, "user")
@@ -197,48 +201,52 @@ class PromptCompletion:
         ]
 
 
-def choose_layout(form: Format, columns: Mapping[str, str], first: Mapping[str, Any], where: str) -> Layout:
+def choose_layout(form: Format, columns: Columns, first: Mapping[str, Any], where: str) -> Layout:
     """The layout that `format` and `columns` of a recipe ask for; `auto` tells from the first row.
 
     Raises DataError where it cannot be told, naming the columns and what to write.
     """
-    if form == "auto" and not columns:
+    if form == "auto" and not columns.keys() - {"id"}:
         known = next((known for known in PUBLISHED if {known["prompt"], known["response"]} <= first.keys()), {})
-        columns, form = known, "columns" if known else _guess(first, where)
+        columns, form = {**known, **columns}, "columns" if known else _guess(first, where)
     if form == "auto":
         form = "columns"
     if form == "columns":
         _check_map(columns, ("prompt", "query", "response", "history", "system", "id"), where)
         for part in ("prompt", "response"):
-            if part not in columns:
+            if columns.get(part) is None:
                 raise DataError(f"{where}: `columns` names no column for '{part}'; {_example_map(first)}")
-        return flat_layout(columns)
+        return flat_layout(columns, where)
     if form == "alpaca":
         _check_map(columns, ("prompt", "query", "response", "history", "system", "id"), where)
         own = Flat()
         standard = {part: getattr(own, part) for part in ("prompt", "query", "response", "history", "system")}
-        return flat_layout({**standard, **columns})
+        return flat_layout({**standard, **columns}, where)
     if form == "prompt_completion":
         _check_map(columns, ("prompt", "response", "id"), where)
-        return PromptCompletion(
-            columns.get("prompt", "prompt"), columns.get("response", "completion"), id_column=columns.get("id")
-        )
+        prompt, completion = columns.get("prompt") or "prompt", columns.get("response") or "completion"
+        return PromptCompletion(prompt, completion, id_columns=id_columns(columns))
     _check_map(columns, ("messages", "system", "id"), where)
     usual = ("conversations", "conversation") if form == "sharegpt" else ("messages",)
     column = columns.get("messages") or next((name for name in usual if name in first), usual[0])
-    return Conversation(column, columns.get("system", "system"), id_column=columns.get("id"))
+    return Conversation(column, columns.get("system", "system"), id_columns=id_columns(columns))
 
 
-def flat_layout(columns: Mapping[str, str]) -> Flat:
-    """A layout from LLaMA-Factory's `columns`; parts that are not named do not exist."""
+def flat_layout(columns: Columns, where: str) -> Flat:
+    """A layout from LLaMA-Factory's `columns`; parts that are not named do not exist. Raises DataError."""
+    prompt, response = columns.get("prompt"), columns.get("response")
+    if prompt is None or response is None:
+        raise DataError(f"{where}: `columns` names no column for '{'response' if prompt else 'prompt'}'")
     return Flat(
-        columns["prompt"],
-        columns["response"],
-        columns.get("query"),
-        columns.get("history"),
-        columns.get("system"),
-        columns.get("id"),
+        prompt, response, columns.get("query"), columns.get("history"), columns.get("system"), id_columns(columns)
     )
+
+
+def id_columns(columns: Columns) -> tuple[str, ...]:
+    """Where `columns` say that a row's own id stands."""
+    if "id" not in columns:
+        return ID_COLUMNS
+    return () if columns["id"] is None else (columns["id"],)
 
 
 def _guess(first: Mapping[str, Any], where: str) -> Format:
@@ -263,7 +271,7 @@ def _example_map(first: Mapping[str, Any]) -> str:
     )
 
 
-def _check_map(columns: Mapping[str, str], known: tuple[str, ...], where: str) -> None:
+def _check_map(columns: Columns, known: tuple[str, ...], where: str) -> None:
     for part in columns:
         if part not in known:
             raise DataError(f"{where}: `columns` has no part '{part}'{did_you_mean(part, sorted(known))}")
@@ -294,16 +302,15 @@ def content_id(messages: Iterable[Message], reference: str) -> str:
 
 
 def _own_id(layout: Layout, row: Mapping[str, Any]) -> str | None:
-    names = (layout.id_column,) if layout.id_column else ID_COLUMNS
-    for name in names:
+    for name in layout.id_columns:
         value = row.get(name)
         if value is None or value == "":
             continue
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UnusableRow(f"the id in column '{name}' is {_kind(value)}, neither text nor a whole number")
         return str(value)
-    if layout.id_column:
-        raise UnusableRow(f"column '{layout.id_column}' has no id")
+    if layout.id_columns and layout.id_columns != ID_COLUMNS:
+        raise UnusableRow(f"column '{layout.id_columns[0]}' has no id")
     return None
 
 
@@ -314,6 +321,10 @@ def _check_row(row: dict[str, Any]) -> None:
     text = json.dumps(row, ensure_ascii=False)
     if len(text) > MAX_ROW_CHARS:
         raise UnusableRow(f"the row is over-long: {len(text):,} characters; the limit is {MAX_ROW_CHARS:,}")
+    _check_unicode(text)
+
+
+def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -396,14 +407,25 @@ def _history(row: Mapping[str, Any], column: str | None) -> list[Message]:
     pairs = row.get(column) if column is not None else None
     if pairs is None or pairs == "":
         return []
+    if isinstance(pairs, str) and pairs.lstrip().startswith("["):
+        pairs = _parsed(pairs)  # a cell of a .csv, which holds nothing but text
     if not isinstance(pairs, list):
         raise UnusableRow(f"column '{column}' is {_kind(pairs)}, not a list of [prompt, reply]")
     turns: list[Message] = []
     for number, pair in enumerate(pairs, 1):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise UnusableRow(f"item {number} of '{column}' is not [prompt, reply]")
+        _check_unicode("".join(pair))
         turns += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
     return turns
+
+
+def _parsed(text: str) -> Any:
+    """What a text says as JSON, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _kind(value: Any) -> str:

@@ -28,7 +28,8 @@ class HubSource(Settings):
     subset: str | None = None
     split: str
     """A split, with a slice where only so many rows are wanted: `train[:2000]`."""
-    revision: str | None = None
+    revision: str
+    """A commit: the rows of a branch may change between two stages of a run."""
     convert: Conversion
     same_rows: bool
     """Whether these are the reference's rows, in its order; else it drew others from the same dataset."""

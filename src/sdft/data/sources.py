@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from sdft.data.bfcl import BfclOptions, bfcl_examples, missing_bfcl
 from sdft.data.config import DataConfig
 from sdft.data.conversions import COLUMNS, converted
-from sdft.data.files import Rows, is_data_file, read_file
-from sdft.data.formats import Conversation, Layout, Tags, choose_layout, flat_layout
+from sdft.data.files import Rows, is_data_file, read_file, unknown_kind
+from sdft.data.formats import Columns, Conversation, Layout, Tags, choose_layout, flat_layout, id_columns
 from sdft.data.hub import hub_rows
 from sdft.data.reasoning import ReasoningGymOptions, missing_reasoning_gym, reasoning_gym_examples
 from sdft.data.registry import absent, data_dirs, fetch, find_file, hub_file, local_file, registered
@@ -59,8 +59,8 @@ def find(config: DataConfig) -> Table | Made:
         return _named(config)
     if config.dataset in GENERATED:
         raise DataError(f"data.convert: '{config.dataset}' is generated, and has no rows to convert")
-    if config.format == "auto" and not config.columns:
-        config = config.model_copy(update={"columns": COLUMNS[name]})
+    if config.format == "auto":
+        config = config.model_copy(update={"columns": _columns(config, COLUMNS[name])})
     source = _named(config)
     assert isinstance(source, Table)
     return Table(lambda: converted(source.rows(), name), source.layout)
@@ -76,7 +76,7 @@ def _named(config: DataConfig) -> Table | Made:
     entry = registered().get(name)
     if entry is not None:
         _only_train(config, f"'{name}' is one file")
-        columns = config.columns or entry.columns
+        columns = _columns(config, entry.columns)
         return Table(
             lambda: read_file(fetch(name, entry)),
             lambda first: choose_layout(config.format, columns, first, name),
@@ -89,6 +89,9 @@ def _named(config: DataConfig) -> Table | Made:
         return Table(
             lambda: read_file(path), lambda first: choose_layout(config.format, config.columns, first, str(path))
         )
+    found = find_file(name)
+    if found is not None:
+        raise unknown_kind(found)
     place, colon, part = name.rpartition(":")
     if colon:
         return _from_info(place, part, config)
@@ -102,6 +105,11 @@ def _named(config: DataConfig) -> Table | Made:
         f"data.dataset: no '{name}'{did_you_mean(name, known)}. A file ends in .json, .jsonl, .csv or .parquet; a hub "
         "dataset is written owner/name"
     )
+
+
+def _columns(config: DataConfig, own: Columns) -> Columns:
+    """The recipe's columns, in place of the dataset's `own` where they name more than the id's."""
+    return config.columns if config.columns.keys() - {"id"} else {**own, **config.columns}
 
 
 def missing(config: DataConfig) -> str | None:
@@ -181,23 +189,29 @@ def _from_info(place: str, name: str, config: DataConfig) -> Table:
     entry = _info_entry(info_file, name)
     _only_train(config, f"{where} is one split")
     columns: dict[str, str] = {part: column for part, column in entry.get("columns", {}).items() if column}
+    ids = {part: column for part, column in config.columns.items() if part == "id"}
     if entry.get("ranking"):
         raise DataError(f"{where}: a preference dataset has no single reply to distil")
     if entry.get("formatting", "alpaca") == "alpaca":
         standard = {"prompt": "instruction", "query": "input", "response": "output"}
-        layout: Layout = flat_layout({**standard, **columns})
+        layout: Layout = flat_layout({**standard, **columns, **ids}, where)
     else:
         tags = Tags.from_info(entry["tags"]) if "tags" in entry else Tags()
         column = columns.get("messages", "messages" if entry["formatting"] == "openai" else "conversations")
-        layout = Conversation(column, columns.get("system"), tags)
+        layout = Conversation(column, columns.get("system"), tags, id_columns(ids))
+    count: int | None = entry.get("num_samples")  # the first ones: LLaMA-Factory draws others at each run
     hub = entry.get("hf_hub_url")
     if hub:
         subset, split = config.subset or entry.get("subset"), entry.get("split", "train")
-        return Table(lambda: hub_rows(hub, subset, split, config.revision), lambda first: layout)
+        return Table(
+            lambda: itertools.islice(hub_rows(hub, subset, split, config.revision), count), lambda first: layout
+        )
     if "file_name" not in entry:
         raise DataError(f"{where}: names neither file_name nor hf_hub_url")
     files = _files_of(info_file.parent / entry["file_name"], where)
-    return Table(lambda: (row for file in files for row in read_file(file)), lambda first: layout)
+    return Table(
+        lambda: itertools.islice((row for file in files for row in read_file(file)), count), lambda first: layout
+    )
 
 
 def _info_entry(path: Path, name: str) -> dict[str, Any]:
@@ -210,6 +224,9 @@ def _info_entry(path: Path, name: str) -> dict[str, Any]:
             raise DataError(f"{path}: {name}: unknown formatting {entry['formatting']!r}; alpaca, sharegpt or openai")
         if not all(text is None or isinstance(text, str) for text in texts):
             raise TypeError("columns, tags and names are texts")
+        count = entry.get("num_samples")
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise TypeError(f"num_samples is a number of rows, not {count!r}")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     except KeyError:
