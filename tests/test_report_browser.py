@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 
 from helpers_report import choice, demo_run, write_analysis, write_data, write_predictions, write_selection
+from sdft.comparing import compare_runs
 from sdft.console import Console
 from sdft.records import ReplyNll
 from sdft.report.browse import IN_PAGE
 from sdft.rundir import RunDir, read_jsonl, write_jsonl
 from sdft.stages.report import run_report
 from test_report import nasty_run
+from test_report_compare import variant
 
 CHROMIUM = Path("/usr/bin/chromium")
 if not CHROMIUM.exists():
@@ -94,7 +97,7 @@ def opened(tab: Page, kind: str = "rewrites") -> str:
 
 
 def wait_for(tab: Page, text: str, kind: str = "rewrites") -> None:
-    tab.locator(f"#{kind} .status", has_text=text).wait_for()
+    tab.locator(f"#{kind} .status", has_text=re.compile(f"^{re.escape(text)}$")).wait_for()
 
 
 def test_it_loads_and_shows_the_first_row(show: Open, demo: Path) -> None:
@@ -139,7 +142,7 @@ def test_the_scoreboard_sorts_benchmarks_within_their_role(show: Open, demo: Pat
 def test_filters_narrow_the_list_and_can_be_cleared(show: Open, demo: Path) -> None:
     tab = show(demo)
     wait_for(tab, "300 rows")
-    tab.get_by_label("Chosen").select_option("original kept")
+    tab.locator("#rewrites-source").select_option("original kept")
     assert status(tab) == "90 of 300 rows"
     tab.locator("#rewrites-reason").select_option("leak")
     assert status(tab) == "30 of 300 rows"
@@ -217,7 +220,7 @@ def test_an_address_opens_its_row(show: Open, demo: Path) -> None:
     tab.locator("#rewrites .detail h3", has_text="chain_sum-0211").wait_for()
     assert "chain_sum-0211" in listed(tab)
     tab.evaluate("location.hash = '#rewrites/none-such'")
-    wait_for(tab, "No row “none-such” in this report")
+    wait_for(tab, "No row “none-such” in this report; 300 rows")
     tab.evaluate("location.hash = '#replies/reasoning_gym/r7/sft/seed'")
     tab.locator("#replies .detail h3", has_text="r7").wait_for()
     assert tab.locator("#replies-left").input_value() == "1"
@@ -307,7 +310,7 @@ def test_fifty_thousand_rows_are_loaded_in_pieces(show: Open, large: Path) -> No
     tab.locator("#rewrites-search").fill("problem: 43,")
     wait_for(tab, "0 of 50,000 rows")
     tab.locator("#rewrites-search").fill("problem: 43211 -")
-    tab.locator("#rewrites .status", has_text="1 of 50,000 rows").wait_for()
+    wait_for(tab, "1 of 50,000 rows")
     assert listed(tab) == ["chain_sum-43211"]
 
 
@@ -324,22 +327,36 @@ def test_pieces_that_are_not_there_are_named(chromium: Browser, tmp_path: Path) 
     tab.close()
 
 
-WIDTHS = [390, 1600]
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_the_window_and_axe_finds_nothing(
-    show: Open, demo: Path, width: int, scheme: str
-) -> None:
+def sound(tab: Page) -> None:
+    """Nothing is wider than the window but what scrolls by itself, and axe-core finds nothing."""
     from axe_core_python.sync_playwright import Axe
 
+    wide = (
+        "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll') && "
+        "e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert tab.evaluate(wide) == []
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    found = Axe().run(tab)["violations"]
+    told = [(v["id"], v["impact"], [node["html"][:120] for node in v["nodes"]][:3]) for v in found]
+    assert told == []
+
+
+@pytest.mark.parametrize("width", [390, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_and_is_accessible(show: Open, demo: Path, width: int, scheme: str) -> None:
     tab = show(demo, color_scheme=scheme)
     tab.set_viewport_size({"width": width, "height": 900})
     wait_for(tab, "300 rows")
     wait_for(tab, "40 rows", "replies")
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    found = Axe().run(tab)["violations"]
-    told = [(v["id"], v["impact"], [node["html"][:120] for node in v["nodes"]][:3]) for v in found]
-    assert [violation for violation in told if violation[1] in ("serious", "critical")] == []
-    assert told == []
+    sound(tab)
+
+
+def test_the_page_that_compares_runs_sorts_fits_and_is_accessible(show: Open, tmp_path: Path) -> None:
+    runs = [variant(tmp_path / name, name, epochs, 0.1 * epochs) for name, epochs in (("short", 1), ("long", 4))]
+    tab = show(compare_runs([str(run) for run in runs], []))
+    tab.set_viewport_size({"width": 390, "height": 900})
+    sound(tab)
+    head = tab.locator("#settings").get_by_role("columnheader", name="Setting")
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"

@@ -181,8 +181,8 @@ def boards(made: Comparison) -> Iterator[tuple[str, list[list[Line]]]]:
             for metric, row in sorted(rows.items(), key=lambda pair: not pair[1].main):
                 cells = []
                 for column in shown:
-                    table, own = _table(column.run, label), _row(column.run, label, metric)
-                    cells.append(cell_of(table, own, column.model) if table and own else None)
+                    there, own = _table(column.run, label), _row(column.run, label, metric)
+                    cells.append(cell_of(there, own, column.model) if there and own else None)
                 lines.append(Line(label, metric_name(row), caption, row, cells))
             blocks.append(lines)
         if blocks:

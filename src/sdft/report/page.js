@@ -292,7 +292,8 @@
     ];
   }
 
-  function showReplies(row, models, [left, right]) {
+  /** `judged` is false where all replies have one verdict, as in the drift from the seed: then it says nothing. */
+  function showReplies(row, models, [left, right], judged) {
     const replies = [row.replies[left], row.replies[right]];
     const texts = replies.map((reply) => reply?.text ?? "");
     const sides = left === right || replies.includes(null) ? texts.map((text) => [text]) : marked(...texts);
@@ -303,8 +304,8 @@
       const values = Object.entries(reply.values).map(([key, value]) => `${key} ${Number(value.toPrecision(4))}`);
       const cut = reply.finish === "length" ? ["cut at the limit"] : reply.finish === "error" ? ["failed"] : [];
       const note = [...cut, plural(reply.tokens, "token"), ...values].join(" · ");
-      const verdict = `${reply.reason}${reply.detail ? ` (${reply.detail})` : ""}`;
-      return passage(`${name}: ${verdict}`, sides[side], reply.ok ? "chosen" : "", note);
+      const verdict = judged ? `: ${reply.reason}${reply.detail ? ` (${reply.detail})` : ""}` : "";
+      return passage(`${name}${verdict}`, sides[side], judged && reply.ok ? "chosen" : "", note);
     });
     return [
       question(row.question),
@@ -355,7 +356,8 @@
       );
       this.list.addEventListener("scroll", () => requestAnimationFrame(() => this.draw()), { passive: true });
       this.list.addEventListener("keydown", (event) => this.listKey(event));
-      this.detail = make("div", { className: "detail", role: "region", "aria-label": "The open row", tabIndex: -1 });
+      const what = this.kind === "rewrites" ? "The open rewrite" : "The open replies";
+      this.detail = make("div", { className: "detail", role: "region", "aria-label": what });
       const root = make(
         "div",
         { className: "browser" },
@@ -474,9 +476,11 @@
           found.push(this.choice(side, side === "left" ? "Left" : "Right", models, change));
           this.inputs[side].value = String(this.chosen[place]);
         });
-        const outcomes = ["all", "only the left passes", "only the right passes", "both pass", "neither passes", "texts of unequal length"];
-        found.push(this.choice("outcome", "Outcome", outcomes.map((text, place) => [place ? String(place) : "", text]), again));
-        if (book.names.reason?.length > 1) found.push(this.choice("reason", "Reason, right", named("reason"), again));
+        const verdicts = ["only the left passes", "only the right passes", "both pass", "neither passes"];
+        const outcomes = [["", "all"], ...(this.judged ? verdicts : []).map((text, place) => [String(place + 1), text])];
+        outcomes.push(["5", "replies of unequal length"]);
+        found.push(this.choice("outcome", "Outcome", outcomes, again));
+        if (this.judged) found.push(this.choice("reason", "Reason, right", named("reason"), again));
         if (book.names.group?.length > 1) found.push(this.choice("group", "Group", named("group"), again));
         found.push(this.range("words", "Words, right"));
       }
@@ -484,6 +488,11 @@
       if (this.inputs["nll-least"]) orders.push(["-nllBefore", "least likely original first"], ["-nll", "least likely chosen first"]);
       found.push(this.choice("order", "Order", orders, again));
       this.tools.replaceChildren(...found);
+    }
+
+    /** Whether the verdicts on replies differ at all. */
+    get judged() {
+      return (this.book.names.reason?.length ?? 0) > 1;
     }
 
     /** A column of the index by its filter's name; those of replies depend on the models side by side. */
@@ -574,15 +583,14 @@
       const pattern = new RegExp(wanted.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/\s+/g, "\\s+"), "iu");
       const found = [];
       let started = performance.now();
-      let ahead = -1;
       this.list.scrollTop = 0;
       for (const [place, row] of rows.entries()) {
         if (!pattern.test(this.index.id[row])) {
           let texts = this.pieces.ready(row);
           if (!texts) {
             const piece = this.pieces.pieceOf(row);
-            for (ahead = piece + 1; ahead < Math.min(piece + 4, this.book.starts.length); ahead += 1) {
-              this.pieces.load(ahead).catch(() => {});
+            for (let ahead = piece + 1; ahead < Math.min(piece + 4, this.book.starts.length); ahead += 1) {
+              this.pieces.load(ahead).catch(() => {}); // told when its turn comes
             }
             try {
               texts = await this.pieces.row(row);
@@ -663,6 +671,10 @@
           badge(kept ? reason : reason === "ok" ? "rewrite" : reason, kept ? "kept" : "good"),
         ];
       }
+      if (!this.judged) {
+        const sizes = this.chosen.map((model) => index[`words${model}`][row] ?? "–");
+        return [make("span", { className: "quiet", textContent: `${sizes.join(" · ")} words` })];
+      }
       return this.chosen.map((model) => {
         const ok = index[`ok${model}`][row];
         const [sign, tone, word] = ok === null ? ["–", "kept", "no reply"] : ok ? ["✓", "good", "passes"] : ["✗", "bad", "fails"];
@@ -719,7 +731,7 @@
         make("button", { type: "button", textContent: "Previous", on: { click: () => this.step(-1) } }),
         make("button", { type: "button", textContent: "Next", on: { click: () => this.step(1) } }),
       );
-      const body = this.kind === "rewrites" ? showRewrite(texts) : showReplies(texts, this.book.models, this.chosen);
+      const body = this.kind === "rewrites" ? showRewrite(texts) : showReplies(texts, this.book.models, this.chosen, this.judged);
       const about = facts.length ? make("p", { className: "small facts-line", textContent: facts.join(" · ") }) : null;
       if (head.childNodes.length === 0) head.hidden = true;
       this.detail.replaceChildren(
