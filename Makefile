@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test sandbox check bench reference-smoke results picture clean
+.PHONY: demo test sandbox check bench reference-smoke results picture browser clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -19,6 +19,12 @@ sandbox:
 	@command -v bwrap || { [ "$$(id -u)" = 0 ] && command -v apt-get && timeout 300 apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq bubblewrap; } || \
 	  echo "bubblewrap cannot be installed here: its tests will be skipped"
+
+# The report's pages are tested in Debian's chromium; where it is not to be had, these tests are skipped.
+browser:
+	@command -v chromium || { [ "$$(id -u)" = 0 ] && command -v apt-get && timeout 300 apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -y -qq chromium; } || \
+	  echo "chromium cannot be installed here: its tests will be skipped"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check src tests bench

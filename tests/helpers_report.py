@@ -242,6 +242,26 @@ def write_eval(folder: Path, methods: tuple[str, ...]) -> None:
     write_json(folder / "eval" / "comparisons.json", comparisons)
 
 
+def write_predictions(folder: Path, label: str, models: tuple[str, ...] = ("seed", "sft", "sdft"), n: int = 40) -> None:
+    """Replies to a task's rows: the seed is wrong, vanilla right in one of four, SDFT in every second."""
+    step = {"seed": 0, "sft": 4, "sdft": 2}
+    for model in models:
+        right = [bool(step[model]) and i % step[model] == 0 for i in range(n)]
+        predictions = (
+            Prediction(
+                id=f"r{i}", label=str(i + 1), predict=f"{model} says it is {i + 1 if ok else 'unknown'}.",
+                finish="stop", tokens=6, verdict=OK if ok else fail("wrong"), values={"accuracy": float(ok)},
+            )
+            for i, ok in enumerate(right)
+        )  # fmt: skip
+        write_jsonl(folder / "eval" / model / label / "predictions.jsonl", predictions)
+    asked = (
+        Example(id=f"r{i}", messages=(Message(role="user", content=f"What is {i} and 1?"),), reference=str(i + 1))
+        for i in range(n)
+    )
+    write_jsonl(folder / "eval" / "seed" / label / "examples.jsonl", asked)
+
+
 def load(report_json: str) -> dict[str, Any]:
     """A report.json, read as strictly as other programs do: no NaN."""
     loaded: dict[str, Any] = json.loads(report_json, parse_constant=lambda name: 1 / 0)

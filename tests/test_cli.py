@@ -54,7 +54,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_help_names_every_command(sdft: Run) -> None:
     code, out, _ = sdft("--help")
     assert code == 0
-    for command in ("run", "distill", "select", "train", "eval", "report", "check", "render", "score", "list"):
+    for command in ("run", "distill", "select", "train", "eval", "report", "gate", "check", "render", "score", "list"):
         assert re.search(rf"^  {command}  ", out, re.MULTILINE), command
 
 

@@ -19,7 +19,7 @@ LAYERS = (
     {"recipe"},
     {"stages", "manifest", "inspection", "training", "analysis"},
     {"pipeline", "api"},
-    {"scoreboard", "untrained", "grid"},
+    {"scoreboard", "untrained", "grid", "comparing", "gate"},
     {"cli"},
     {"__init__", "__main__"},
 )

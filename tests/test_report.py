@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,7 +73,7 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text.append(data)
 
     @property
@@ -236,10 +239,23 @@ def test_analyses_are_shown_in_pictures_tables_and_words(copy: Path) -> None:
 def test_the_page_needs_nothing_from_outside(demo: Path) -> None:
     html = build_report(demo).html
     page = Page(html)
-    assert not {"script", "link", "iframe", "object", "embed", "img"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed", "img", "base", "form"} & set(page.tags)
     assert not [name for _, name, _ in page.attributes if name in ("src", "href", "action") or name.startswith("on")]
+    assert not [name for _, name, _ in page.attributes if name == "style"]
     assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
-    assert "default-src 'none'" in html
+    assert "default-src 'none'" in html and "unsafe-inline" not in html
+
+
+def test_the_policy_allows_our_own_script_and_style_alone(demo: Path) -> None:
+    html = build_report(demo).html
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
+    assert policy is not None
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        hashed = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{hashed}'" in policy.group(1)
+    kinds = re.findall(r"<script([^>]*)>", html)
+    assert [kind for kind in kinds if 'type="application/json"' not in kind] == [""]
 
 
 def test_markdown_has_verdict_scoreboard_and_selection(demo: Path) -> None:
@@ -478,7 +494,7 @@ def test_a_reply_of_a_megabyte_is_shortened_with_a_note(tmp_path: Path) -> None:
     long_choice = choice(9, original=long, reply=long + "the end")
     write_jsonl(tmp_path / "select" / "choices.jsonl", [long_choice])
     files = build_report(tmp_path)
-    assert len(files.html) < 120_000
+    assert len(files.html) < 300_000
     words = Page(files.html).words
     assert f"shortened: {len(long):,} characters, 140,000 words in all" in words
     assert "the end" in words

@@ -169,9 +169,58 @@ def analyze(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = No
 
 
 @app.command()
-def report(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Write the report anew from the run's files."""
-    _run(recipe, overrides, quiet, only="report")
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...", help="A run's folder or recipe; several are compared in one page. Or KEY=VALUE for one."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For several runs: the page; default: comparison.html beside the first."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the report anew from the run's files, or one page that compares several runs."""
+    from sdft.comparing import compare_runs, sort_arguments
+
+    names, overrides = sort_arguments(runs)
+    if len(names) > 1:
+        page = compare_runs(names, overrides, output)
+        print(f"report: {page}")
+    elif output is not None:
+        raise RecipeError("--output is for several runs; one run's report goes into its folder")
+    else:
+        page = _run(names[0], overrides, quiet, only="report")
+    if show:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command(name="gate")
+def hold(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, with its report.")],
+    max_loss: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BENCHMARK=POINTS", help="Fail where more was lost against the seed, such as ifeval=2."),
+    ] = None,
+    min_gain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BENCHMARK=POINTS", help="Fail where less was gained, such as bfcl_simple=10."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="Which tuned model.")] = "sdft",
+) -> None:
+    """Hold a run to limits, for CI: exit code 0 where all are met, 1 where one is not, 2 where they cannot be told."""
+    from sdft.gate import gate, parse_conditions, read_report
+
+    outcomes = gate(read_report(folder), parse_conditions(max_loss or (), min_gain or ()), method)
+    for outcome in outcomes:
+        print(outcome.text)
+    if not all(outcome.passed for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -206,7 +255,7 @@ def _run(
     *,
     redo: str | None = None,
     only: str | None = None,
-) -> None:
+) -> Path:
     from sdft import pipeline
     from sdft.console import Console
     from sdft.scoreboard import show_scoreboard
@@ -220,11 +269,12 @@ def _run(
     if not result.done:
         where = f"; report: {result.report}" if only is None else ""
         print(f"{result.path}: nothing to do, all of it is finished{where} (--redo STAGE makes a stage anew)")
-        return
+        return result.report
     if only in (None, "eval"):
         show_scoreboard(result, console)
     if only in (None, "report"):
         print(f"report: {result.report}")
+    return result.report
 
 
 @contextmanager

@@ -154,8 +154,19 @@ class Axis:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Labelled points with error bars; the origin is always in the picture."""
+def frontier(points: Sequence[Point]) -> list[tuple[float, float]]:
+    """The points that no other beats in both directions, left and up, from left to right."""
+    edge: list[tuple[float, float]] = []
+    for x, y in sorted(((p.x, p.y) for p in points), key=lambda place: (place[0], -place[1])):
+        if not edge or y > edge[-1][1]:
+            edge.append((x, y))
+    return edge
+
+
+def scatter(
+    title: str, points: Sequence[Point], x_label: str, y_label: str, edge: Sequence[tuple[float, float]] = ()
+) -> str:
+    """Labelled points with error bars; the origin is always in the picture. `edge` is a line through some of them."""
     canvas = Canvas(title, 330)
     xs = [v for p in points for v in (p.x, *(p.x_interval or ()))]
     ys = [v for p in points for v in (p.y, *(p.y_interval or ()))]
@@ -166,6 +177,8 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
     canvas.line(x(0), y.start, x(0), y.end, "zero")
     canvas.text((x.start + x.end) / 2, 322, x_label, "axis", "middle")
     canvas.text(6, 16, y_label, "axis")
+    if len(edge) > 1:
+        canvas.path([(x(a), y(b)) for a, b in edge], "edge")
     for p in points:
         if p.x_interval:
             canvas.line(x(p.x_interval[0]), y(p.y), x(p.x_interval[1]), y(p.y), f"error {p.tone}")

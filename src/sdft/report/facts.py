@@ -44,7 +44,7 @@ def gather(run: Run) -> Report:
         methods=tuple(run.methods),
         verdict=conclude(tables, tuple(run.methods)),
         notes=tuple(dict.fromkeys(notes)),
-        missing=tuple(run.missing),
+        missing=tuple(dict.fromkeys(run.missing)),
         benchmarks=tables,
         selection=SelectionFacts(**selection.model_dump(), refused=run.refused) if selection else None,
         training={

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from sdft.report import charts
 from sdft.report.parts import Histogram
-from sdft.report.schema import Analysis, BenchmarkTable, Difference, Report, SelectionFacts, Value
+from sdft.report.schema import Analysis, BenchmarkTable, Difference, MetricRow, Report, SelectionFacts, Value
 from sdft.report.source import SEED, Run
 from sdft.report.units import CONFIDENCE, count, number, quantity, scale, share, signed, signed_interval
 from sdft.report.verdict import display, metric_name
@@ -60,31 +60,50 @@ def _gain_against_forgetting(report: Report, colours: dict[str, str]) -> Iterato
         if table.role != "task":
             continue
         row, points = table.main, [charts.Point(display(SEED), "seed", 0.0, 0.0)]
-        factor = scale(row.unit)
-        for model in report.methods:
-            pair = row.against(model, SEED)
-            if model not in xs or pair is None or pair.difference is None:
-                continue
-            ends = (pair.low, pair.high)
-            y_interval = None if None in ends else (factor * (pair.low or 0), factor * (pair.high or 0))
-            x, x_interval = xs[model]
-            tone = colours[model]
-            y = factor * pair.difference
-            points.append(charts.Point(display(model), tone, x, y, x_interval, y_interval))
+        points += [replace(point, tone=colours[model]) for model, point in tuned_points(row, report.methods, xs)]
         if len(points) == 1:
             continue
         unit = "points" if row.unit == "percent" else row.unit
+        edge = charts.frontier(points) if len(points) > 3 else []
         yield Figure(
             name=f"gain-{table.label}",
             title=f"Gain on {table.label} against forgetting",
-            svg=charts.scatter(f"Gain on {table.label} against forgetting", points, x_label, f"gain, {unit}"),
+            svg=charts.scatter(f"Gain on {table.label} against forgetting", points, x_label, f"gain, {unit}", edge),
             caption=f"Up is better on the task, left is closer to the seed. Bars are 95 % intervals. Upwards: "
-            f"{metric_name(row)}, paired difference from the seed. To the right: {how}",
+            f"{metric_name(row)}, paired difference from the seed. To the right: {how}"
+            + (" Dashed: the frontier, the points that no other beats in both." if edge else ""),
         )
 
 
-Forgetting = tuple[str, str, dict[str, tuple[float, tuple[float, float] | None]]]
-"""Axis label, how it is measured, and each model's value with its interval."""
+def tuned_points(row: MetricRow, methods: Sequence[str], xs: Spans) -> Iterator[tuple[str, charts.Point]]:
+    """(Method, its point) for those whose gain and forgetting are both known; upwards is better."""
+    factor = scale(row.unit) * (-1.0 if row.better == "lower" else 1.0)
+    for model in methods:
+        pair = row.against(model, SEED)
+        if model not in xs or pair is None or pair.difference is None:
+            continue
+        span = None
+        if pair.low is not None and pair.high is not None:
+            low, high = sorted((factor * pair.low, factor * pair.high))
+            span = (low, high)
+        x, x_interval = xs[model]
+        yield model, charts.Point(display(model), "c", x, factor * pair.difference, x_interval, span)
+
+
+def forgetting_of_all(reports: Sequence[Report]) -> tuple[str, str, list[Spans]] | None:
+    """How several runs measure forgetting alike, and each one's values; None where they do not."""
+    for measure in (_drift, _retention_loss):
+        found = [measure(report) for report in reports]
+        known = [one for one in found if one is not None]
+        if len(known) == len(reports):
+            return known[0][0], known[0][1], [xs for _, _, xs in known]
+    return None
+
+
+Spans = dict[str, tuple[float, tuple[float, float] | None]]
+"""Model to a value with its interval."""
+Forgetting = tuple[str, str, Spans]
+"""Axis label, how it is measured, and each model's value."""
 
 
 def _drift(report: Report) -> Forgetting | None:
@@ -104,7 +123,7 @@ def _retention_loss(report: Report) -> Forgetting | None:
     """Mean loss in points over the retention benchmarks that are rates; their rows are independent."""
     tables = [t for t in report.benchmarks if t.role == "retention" and t.main.unit == "percent"]
     tables = [t for t in tables if t.main.better != "neither" and not t.main.from_seed]
-    xs: dict[str, tuple[float, tuple[float, float] | None]] = {}
+    xs: Spans = {}
     for model in report.methods:
         losses = [loss for table in tables if (loss := _loss(table, model)) is not None]
         if tables and len(losses) == len(tables):

@@ -1,12 +1,15 @@
-"""The report as one self-contained HTML file: no script, no network, no font from elsewhere.
+"""The report as one HTML file: no network, no font from elsewhere, and one script, our own.
 
 Text from datasets and models is escaped by jinja's autoescape, and its hidden characters are made visible, for
-every value that the template prints. Should either fail, the page's content policy runs no script at all.
+every value that the template prints. Should either fail, the page's content policy runs no script but the one whose
+hash it names, and what that one loads from the folder beside the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sdft.console import duration
 from sdft.records import CandidateVerdict
 from sdft.report import units
+from sdft.report.browse import Book, Load, dumped
 from sdft.report.figures import LIKENESS, figures, ordinal, tones
 from sdft.report.schema import BenchmarkTable, Difference, MetricRow, Report
 from sdft.report.source import SEED, Pick, Run
@@ -24,6 +28,7 @@ from sdft.report.verdict import DISTILLED, VANILLA, display, metric_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 HERE = Path(__file__).parent
 
@@ -40,17 +45,48 @@ class Cell:
     mark: str
     """CSS class: `good`, `bad`, `moved` for a significant change that is neither, or empty."""
     hover: str
+    sort: str
+    """What the column is sorted by: the value, or for a pair the difference."""
 
 
-def render_html(run: Run, report: Report) -> str:
-    """The whole page."""
+@dataclass(frozen=True, slots=True)
+class Assets:
+    """Style sheet and script as they stand in a page, and the content policy that allows just these."""
+
+    style: Markup
+    script: Markup
+    policy: Markup
+
+
+def assets() -> Assets:
+    """Those of every page that we make.
+
+    What a script of ours inserts may run too (`strict-dynamic`): the pieces of a book, from the folder beside.
+    """
+    from markupsafe import Markup
+
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}' 'strict-dynamic'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return Assets(Markup(style), Markup(script), Markup(policy))
+
+
+def render_html(run: Run, report: Report, books: Sequence[Book], load: Load) -> str:
+    """The whole page; `load` gives the parts of the books that stand in it."""
     from markupsafe import Markup
 
     template = environment().get_template("page.html.j2")
-    # Marked as safe: our own style sheet, and charts, which escape their labels themselves.
+    # Marked as safe: charts, which escape their labels themselves, and JSON without signs that mean anything in HTML.
     return template.render(
         report=report,
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        assets=assets(),
+        books=books,
+        beside=[book.key if book.stem == "rewrites" else book.stem for book in books if not book.in_page],
+        heads=Markup(dumped([book.head() for book in books])),
+        parts=[(name, Markup(load(name))) for book in books if book.in_page for name in book.parts],
         figures=[(figure, Markup(figure.svg)) for figure in figures(run, report)],
         boards=list(_boards(report)),
         has_pair=any(row.against(DISTILLED, VANILLA) for t in report.benchmarks for row in t.metrics),
@@ -88,9 +124,15 @@ def environment() -> Environment:
         "size": units.size,
         "seconds": _seconds,
         "listed": _listed,
+        "key": _key,
         "moment": _moment,
     }
     return environment
+
+
+def _key(value: float | None) -> str:
+    """A number as a table is sorted by it; nothing where there is none."""
+    return "" if value is None else f"{value:.9g}"
 
 
 def _seconds(value: float | None) -> str:
@@ -144,7 +186,7 @@ def _boards(report: Report) -> Iterator[tuple[str, list[tuple[BenchmarkTable, st
         for table in report.benchmarks:
             if table.role == role:
                 rows = [
-                    (row, metric_name(row), [_cell(table, row, m) for m in report.models], _pair_cell(row))
+                    (row, metric_name(row), [cell_of(table, row, m) for m in report.models], _pair_cell(row))
                     for row in table.metrics
                 ]
                 tables.append((table, f"n = {table.n:,} · {decoding(table.sampling)}", rows))
@@ -152,7 +194,8 @@ def _boards(report: Report) -> Iterator[tuple[str, list[tuple[BenchmarkTable, st
             yield heading, tables
 
 
-def _cell(table: BenchmarkTable, row: MetricRow, model: str) -> Cell | None:
+def cell_of(table: BenchmarkTable, row: MetricRow, model: str) -> Cell | None:
+    """One model's cell of a benchmark's row; None where it has no score."""
     value = row.values.get(model)
     if value is None:
         return None
@@ -160,18 +203,19 @@ def _cell(table: BenchmarkTable, row: MetricRow, model: str) -> Cell | None:
     hover = f"{display(model)} on {table.label}: n = {value.n:,}, {decoding(table.sampling)}"
     if span:
         hover += f", {units.CONFIDENCE} {span}"
+    key = "" if value.value is None else _key(units.scale(row.unit) * value.value)
     pair = row.against(model, SEED)
     if row.from_seed or model == SEED:
-        return Cell(units.quantity(value.value, row.unit), span, "", "", "", hover)
+        return Cell(units.quantity(value.value, row.unit), span, "", "", "", hover, key)
     if pair is None:
         before = row.values.get(SEED)
         known = before is not None and before.value is not None and value.value is not None
         change = units.signed(value.value - before.value, row.unit) if known else ""  # type: ignore[operator,union-attr]
-        return Cell(units.quantity(value.value, row.unit), span, change, "", "", hover)
+        return Cell(units.quantity(value.value, row.unit), span, change, "", "", hover, key)
     change = units.signed(pair.difference, row.unit)
     between = _signed_interval(pair, row.unit)
     hover += f"; difference from the seed {between}" if between else ""
-    return Cell(units.quantity(value.value, row.unit), span, change, between, _mark(pair), hover)
+    return Cell(units.quantity(value.value, row.unit), span, change, between, _mark(pair), hover, key)
 
 
 def _pair_cell(row: MetricRow) -> Cell | None:
@@ -180,7 +224,8 @@ def _pair_cell(row: MetricRow) -> Cell | None:
         return None
     span = _signed_interval(pair, row.unit)
     hover = f"SDFT minus vanilla fine-tuning, paired over {pair.n:,} rows, {units.CONFIDENCE} {span}"
-    return Cell("", "", units.signed(pair.difference, row.unit), span, _mark(pair), hover)
+    key = "" if pair.difference is None else _key(units.scale(row.unit) * pair.difference)
+    return Cell("", "", units.signed(pair.difference, row.unit), span, _mark(pair), hover, key)
 
 
 def _mark(pair: Difference) -> str:
@@ -197,8 +242,8 @@ def _signed_interval(pair: Difference, unit: Unit) -> str:
     return "" if pair.low is None or pair.high is None else units.signed_interval(pair.low, pair.high, unit)
 
 
-def _comparisons(report: Report) -> Iterator[tuple[str, str, str, str, str, str, str, int]]:
-    """Rows: models, benchmark, metric, difference, interval, p, mark, n."""
+def _comparisons(report: Report) -> Iterator[tuple[str, str, str, str, str, str, str, Difference]]:
+    """Rows: models, benchmark, metric, difference, interval, p, mark, and the pair itself."""
     for table in report.benchmarks:
         for row in table.metrics:
             for pair in row.differences:
@@ -212,7 +257,7 @@ def _comparisons(report: Report) -> Iterator[tuple[str, str, str, str, str, str,
                     _signed_interval(pair, row.unit),
                     units.p_value(pair.p_value),
                     _mark(pair),
-                    pair.n,
+                    pair,
                 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdft.report import charts, units
 from sdft.report.figures import Figure, tones
-from sdft.report.page import HERE, environment
+from sdft.report.page import assets, environment
 from sdft.report.parts import ModelScores, Role
 from sdft.report.schema import Fact
 from sdft.report.source import SEED
@@ -184,7 +184,7 @@ def render_html(sweep: Sweep) -> str:
     return environment().get_template("sweep.html.j2").render(
         sweep=sweep,
         note=note(sweep),
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        assets=assets(),
         figures=[(figure, Markup(figure.svg)) for figure in _figures(sweep)],
         tables=tables,
         tones=tones(tuple(sweep.models)),

@@ -17,7 +17,6 @@ newline, bidirectional controls, lone surrogates, tags. Joiners stay: emoji and 
 
 LONGEST = 2400
 """Characters of one text that a page shows in full."""
-HEAD, TAIL = 1600, 400
 MOST_MATCHES = 40_000
 """Pairs of equal words that a comparison of two texts looks at."""
 
@@ -44,12 +43,13 @@ class Excerpt:
     note: str = ""
 
 
-def excerpt(text: str) -> Excerpt:
+def excerpt(text: str, longest: int = LONGEST) -> Excerpt:
     """A text of any length as a page shows it: beginning and end of long ones, with a note of the full length."""
-    if len(text) <= LONGEST:
+    if len(text) <= longest:
         return Excerpt(visible(text))
-    left_out = len(text) - HEAD - TAIL
-    shown = f"{visible(text[:HEAD])}\n[… {left_out:,} characters left out …]\n{visible(text[-TAIL:])}"
+    head, tail = longest * 2 // 3, longest // 6
+    left_out = len(text) - head - tail
+    shown = f"{visible(text[:head])}\n[… {left_out:,} characters left out …]\n{visible(text[-tail:])}"
     return Excerpt(shown, f"shortened: {len(text):,} characters, {len(text.split()):,} words in all")
 
 

@@ -230,11 +230,15 @@ def _write_scores(
 ) -> list[str]:
     """Put the predictions into the dataset's order and write `scores.json` beside them. Returns notes.
 
-    `sampling` is None where no reply was generated.
+    The seed's folder gets `examples.jsonl` too: what was asked, for those who look at the replies. `sampling` is None
+    where no reply was generated.
     """
     found = {prediction.id: prediction for prediction in read_jsonl(path, Prediction)}
     replies = [found[example.id] for example in examples]
     write_jsonl(path, replies)
+    if model == SEED:
+        asked = (example.model_copy(update={"meta": {}}) for example in examples)
+        write_jsonl(path.with_name("examples.jsonl"), asked)
     predictions, metrics = benchmark.combine(replies), benchmark.metrics()
     label = label_of(benchmark)
     failed = Counter(p.verdict.reason for p in replies if p.finish == "error")
