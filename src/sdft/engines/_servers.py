@@ -12,9 +12,12 @@ What can go wrong is of four kinds:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import re
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,6 +27,7 @@ import httpx2
 import openai
 from pydantic import BaseModel, Field, ValidationError
 
+from sdft.engines._tally import Tally
 from sdft.engines.openai import REDUNDANT, ServerSettings
 from sdft.errors import EngineError, did_you_mean
 
@@ -57,8 +61,20 @@ class _Tokens(BaseModel):
 class Answer(BaseModel):
     """The parts of an answer that are used, and all that a server must send."""
 
-    choices: list[_Choice] = Field(min_length=1)
+    id: str | None = None
+    choices: list[_Choice] = Field(min_length=1, max_length=1)
+    """One is asked for; an answer with several is not one to this request."""
     usage: _Tokens | None = None
+
+
+_OWN_NAME = re.compile(r"sdft-[0-9a-f]{8}-[0-9]+")
+"""What requests of this toolkit are called; servers that repeat the name tell by it whose answer it is."""
+
+
+def _request_names() -> Iterator[str]:
+    """A new name for every request sent, repetitions too."""
+    own = secrets.token_hex(4)
+    return (f"sdft-{own}-{number}" for number in itertools.count())
 
 
 class RequestFailed(Exception):
@@ -134,6 +150,9 @@ class Servers:
     tried: float = 0.0
     """When one last said: not now."""
     servers: list[Server] = field(default_factory=list)
+    tally: Tally | None = None
+    """Where each request is counted as it is sent."""
+    _names: Iterator[str] = field(default_factory=_request_names)
     _freed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -176,9 +195,13 @@ class Servers:
     async def ask(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
         """The answer to one request. Raises RequestFailed, and EngineError where no server can go on."""
         failures = 0
+        again = False
         while True:
             server = await self._turn()
             started = time.monotonic()
+            if self.tally:
+                self.tally.sent(again)
+            again = True
             try:
                 answer = await self._send(server, endpoint, body)
             except _NotNow as error:
@@ -242,19 +265,24 @@ class Servers:
 
     async def _send(self, server: Server, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
         asked, extra = server.client, dict(body)
+        name = next(self._names)
+        headers = {"X-Request-Id": name}
         try:
             async with asyncio.timeout(self.settings.timeout):
                 if endpoint == "chat":
                     turns = await asked.chat.completions.with_raw_response.create(
-                        model=self.model, messages=extra.pop("messages"), extra_body=extra
+                        model=self.model, messages=extra.pop("messages"), extra_body=extra, extra_headers=headers
                     )
-                    content = turns.content
+                    content, named = turns.content, turns.headers.get("x-request-id")
                 else:
                     text = await asked.completions.with_raw_response.create(
-                        model=self.model, prompt=extra.pop("prompt"), extra_body=extra
+                        model=self.model, prompt=extra.pop("prompt"), extra_body=extra, extra_headers=headers
                     )
-                    content = text.content
-                return Answer.model_validate_json(content)
+                    content, named = text.content, text.headers.get("x-request-id")
+                answer = Answer.model_validate_json(content)
+                if others := {*_OWN_NAME.findall(f"{named} {answer.id}")} - {name}:
+                    raise _Failed(f"{server.url}: the answer is that to another request ({others.pop()}, not {name})")
+                return answer
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -325,7 +353,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             seconds = float(text) * unit
         except ValueError:
             try:
-                seconds = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
+                # By the server's own clock where it tells it: this machine's may be wrong, or jump.
+                now = parsedate_to_datetime(headers["date"]) if headers.get("date") else datetime.now(UTC)
+                seconds = (parsedate_to_datetime(text).astimezone(UTC) - now.astimezone(UTC)).total_seconds()
             except ValueError:
                 continue
         if seconds == seconds:

@@ -14,12 +14,15 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from sdft.engines._tally import Tally
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError
 from sdft.models import ModelConfig
@@ -265,6 +268,16 @@ class OpenAIEngine:
         """Raises EngineError: there is no common way to have a server score a given reply."""
         raise EngineError("engine openai: servers do not score given replies; use the engine transformers for that")
 
+    @contextmanager
+    def counting(self, path: Path) -> Iterator[Tally]:
+        """Count each request that is sent while the block runs in a file."""
+        with Tally(path) as tally:
+            self._servers.tally = tally
+            try:
+                yield tally
+            finally:
+                self._servers.tally = None
+
     def close(self) -> None:
         """Close the connections and end the thread."""
         if self._loop.is_closed():
@@ -273,6 +286,12 @@ class OpenAIEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def beyond_needed(path: Path, answered: int) -> list[str]:
+    """A note on the requests counted in a file beyond those that so many answered rows need; none without any."""
+    note = Tally(path).beyond(answered)
+    return [note] if note else []
 
 
 async def _settle() -> None:

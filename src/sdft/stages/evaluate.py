@@ -6,7 +6,7 @@ import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
@@ -14,7 +14,7 @@ from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
 from sdft.engines import AnyEngine, Continuation, DistributionEngine, Engine, OpenAISettings, Request, Sampling
-from sdft.engines.openai import OpenAIEngine
+from sdft.engines.openai import OpenAIEngine, beyond_needed
 from sdft.errors import RunError
 from sdft.models import ModelConfig, trained
 from sdft.recipe import Recipe
@@ -149,7 +149,9 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                     if isinstance(benchmark, Drift) and model != SEED:
                         values = _divergences(recipe, run, benchmark, examples, sampling, prompter, engine, console)
                     label = f"{model} on {label_of(benchmark)}"
-                    with console.task(label, total=len(examples), done=len(done)) as task:
+                    counted = path.with_name("requests.txt")
+                    counting = engine.counting(counted) if isinstance(engine, OpenAIEngine) else nullcontext()
+                    with counting, console.task(label, total=len(examples), done=len(done)) as task:
                         for prediction in evaluate(
                             benchmark, engine, prompter, sampling, seed=recipe.seed, examples=left, values=values
                         ):
@@ -241,6 +243,7 @@ def _write_scores(
     cut = sum(p.finish == "length" for p in replies)
     notes = [*benchmark.notes()]
     notes += [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
+    notes += beyond_needed(path.with_name("requests.txt"), len(replies) - failed[PROMPT_TOO_LONG])
     if cut and sampling:
         notes.append(f"{cut} of {len(replies)} replies were cut at {sampling.max_new_tokens} tokens")
     unmeasured = [name for name in metrics if not any(name in p.values for p in predictions)]
