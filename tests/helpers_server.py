@@ -52,6 +52,10 @@ class Served(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.plan: Callable[[int, dict[str, Any]], Fault | None] = lambda n, body: None
         self.reply: Reply = lambda body: f"reply to {prompt_of(body)}"
+        self.score: Callable[[list[int]], list[float]] | None = None
+        """Log-probabilities of all tokens but the first; None: given texts are not scored."""
+        self.scores_by = "prompt_logprobs"
+        """Or `echo`; a server of that kind refuses the other field."""
         self.finish = "stop"
         self.seconds = 0.0
         self.at_once = 10_000
@@ -124,6 +128,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             choice = {"text": text}
         choice |= {"index": 0, "finish_reason": self.server.finish}
+        if self.server.score and self.server.scores_by in body:
+            scores = self.server.score(body["prompt"])
+            if self.server.scores_by == "echo":
+                choice["logprobs"] = {"tokens": [], "token_logprobs": [None, *scores, -0.5]}
+            else:
+                pairs = zip(body["prompt"][1:], scores, strict=True)
+                choice["prompt_logprobs"] = [None, *({str(token): {"logprob": score}} for token, score in pairs)]
         prompt_tokens, tokens = len(prompt_of(body).split()), len(text.split())
         used = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
         return {"id": "1", "object": "made", "created": 0, "model": MODEL, "choices": [choice], "usage": used}

@@ -346,6 +346,36 @@ def test_an_error_in_the_callers_requests_comes_through(server: Served) -> None:
         list(engine.generate(requests(), Sampling()))
 
 
+def test_given_replies_are_scored_as_by_the_model_itself(server: Served, tmp_path: Path) -> None:
+    import torch
+
+    from sdft.engines import Continuation, TransformersSettings, open_engine
+
+    config = ModelConfig(name=str(save_tiny_model(tmp_path / "tiny")), dtype="float32", device="cpu")
+    items = [Continuation(str(n), f"question {n} is", " the answer" * (n % 3)) for n in range(8)]
+    with closing(TransformersSettings().open(config)) as own:
+        wanted = list(own.logprobs(items))
+
+        def score(ids: list[int]) -> list[float]:
+            scores = own.model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            return [row[token].item() for row, token in zip(scores, ids[1:], strict=True)]
+
+        served = OpenAISettings(base_url=server.url, max_concurrency=2, models={"seed": MODEL, "sft": "my-sft"})
+        with closing(open_engine(served, "sft", config)) as engine, pytest.raises(EngineError, match="scores no given"):
+            list(engine.logprobs(items))
+        server.score = score
+        for server.scores_by in ("prompt_logprobs", "echo"):
+            other = "echo" if server.scores_by == "prompt_logprobs" else "prompt_logprobs"
+            server.plan = lambda n, body, other=other: said(400, f"unknown field {other}") if other in body else None
+            with closing(open_engine(served, "sft", config)) as engine:
+                found = list(engine.logprobs(items))
+            assert [(f.id, f.tokens) for f in found] == [(w.id, w.tokens) for w in wanted]
+            assert all(f.logprobs == pytest.approx(w.logprobs, abs=1e-4) for f, w in zip(found, wanted, strict=True))
+    assert {body["model"] for body in server.bodies} == {"my-sft"} and set(server.paths) == {"/v1/completions"}
+    with pytest.raises(EngineError, match="tuned model 'sdft' is not given"):
+        open_engine(served, "sdft", config)
+
+
 def test_what_a_server_says_of_a_reply_is_kept(server: Served) -> None:
     def answer(**choice: Any) -> Fault:
         return Fault(200, json.dumps({"choices": [choice]}).encode())

@@ -3,7 +3,8 @@
 What can go wrong is of four kinds:
 
 - not now (no connection, 429, 503): the server's state, not the request's fault. The server is left alone for as
-  long as it asks, or for a growing while, and the request waits for the next server that is free.
+  long as it asks, or for a growing while, and the request waits for the next server that is free. A single one among
+  good answers, without a time to wait, only slows the server down a little.
 - a failure (time-out, 500, a broken answer): the request is sent again, at most `max_retries` times.
 - refused (400, 413, 422): the request fails for good.
 - hopeless (401, 403, 404, an empty account): EngineError at once.
@@ -47,8 +48,20 @@ class _Message(BaseModel):
     tool_calls: list[Any] | None = None
 
 
+class _TokenLogprob(BaseModel):
+    logprob: float
+
+
+class _Echoed(BaseModel):
+    token_logprobs: list[float | None] | None = None
+
+
 class _Choice(BaseModel):
     finish_reason: str | None = None
+    prompt_logprobs: list[dict[str, _TokenLogprob] | None] | None = None
+    """vLLM's: for each token of the prompt, by token id."""
+    logprobs: _Echoed | None = None
+    """Of a completion whose prompt is echoed: for each token of both."""
     text: str | None = None
     message: _Message | None = None
 
@@ -87,12 +100,14 @@ class RequestFailed(Exception):
 
 
 class _NotNow(Exception):
-    def __init__(self, reason: str, pause: float | None, down: bool) -> None:
+    def __init__(self, reason: str, pause: float | None, down: bool, gone: bool = False) -> None:
         super().__init__(reason)
         self.pause = pause
         """Seconds that the server asks for."""
         self.down = down
-        """Whether it does not answer at all."""
+        """Whether it does not work at all."""
+        self.gone = gone
+        """Whether nothing can be reached there."""
 
 
 class _Failed(Exception):
@@ -152,6 +167,7 @@ class Servers:
     servers: list[Server] = field(default_factory=list)
     tally: Tally | None = None
     """Where each request is counted as it is sent."""
+    _napping: int = 0
     _names: Iterator[str] = field(default_factory=_request_names)
     _freed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -177,8 +193,9 @@ class Servers:
 
     @property
     def room(self) -> int:
-        """Requests that all servers together bear at once, for now."""
-        return max(1, sum(int(server.limit) for server in self.servers))
+        """Requests that all servers together bear at once, for now, and those that wait for another try."""
+        most = self.settings.max_concurrency * len(self.servers)
+        return max(1, min(most, sum(int(server.limit) for server in self.servers) + self._napping))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -198,22 +215,30 @@ class Servers:
         again = False
         while True:
             server = await self._turn()
-            started = time.monotonic()
+            started, nap = time.monotonic(), 0.0
             if self.tally:
                 self.tally.sent(again)
             again = True
             try:
                 answer = await self._send(server, endpoint, body)
             except _NotNow as error:
-                if server.stumbled(started, str(error)):
+                new = server.stumbled(started, str(error))
+                serious = error.gone or error.pause is not None or server.stumbles > 1
+                if new and not serious:  # one among good answers: a little less is enough
+                    server.limit = server.quick_to = max(1.0, 0.75 * server.active)
+                elif new:
                     server.quick_to = server.limit if error.down else max(1.0, server.limit / 2)
                     server.limit = 1.0 if error.down else max(1.0, server.active / 2)
-                server.rest(error.pause)
+                if serious:
+                    server.rest(error.pause)
+                else:
+                    nap = _pause(0)
                 self.tried = time.monotonic()
             except _Failed as error:
                 failures += 1
                 if server.stumbled(started, str(error)) and server.stumbles >= STUMBLES:
                     server.rest(None)
+                nap = _pause(failures - 1)
                 if failures > self.settings.max_retries:
                     times = f" ({failures} times)" if failures > 1 else ""
                     raise RequestFailed(f"{error}{times}", by_server=True) from None
@@ -224,8 +249,12 @@ class Servers:
             finally:
                 server.active -= 1
                 self._freed.set()
-            if failures:
-                await asyncio.sleep(_pause(failures - 1))
+            if nap:
+                self._napping += 1
+                try:
+                    await asyncio.sleep(nap)
+                finally:
+                    self._napping -= 1
 
     async def _turn(self) -> Server:
         """The least busy server that is ready, taken for one request; waits for one."""
@@ -294,7 +323,7 @@ class Servers:
             cause = error.__cause__
             if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
                 what = self.clean(str(cause)) or "no connection"
-                raise _NotNow(f"{server.url}: cannot be reached ({what})", None, down=True) from None
+                raise _NotNow(f"{server.url}: cannot be reached ({what})", None, down=True, gone=True) from None
             if isinstance(error, openai.APITimeoutError):
                 raise _Failed(f"{server.url}: no answer within {self.settings.timeout:g} s") from None
             raise _Failed(f"{server.url}: the connection broke ({type(cause).__name__})") from None

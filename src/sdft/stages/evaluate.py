@@ -13,7 +13,7 @@ from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
-from sdft.engines import AnyEngine, Continuation, DistributionEngine, Engine, OpenAISettings, Request, Sampling
+from sdft.engines import Continuation, DistributionEngine, Engine, Request, Sampling, open_engine
 from sdft.engines.openai import OpenAIEngine, beyond_needed
 from sdft.errors import RunError
 from sdft.models import ModelConfig, trained
@@ -144,7 +144,7 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                 if left:
                     if engine is None:
                         prompter = open_prompter(recipe.prompt, recipe.evaluate.engine, recipe.model)
-                        engine = stack.enter_context(closing(_open(recipe.evaluate.engine, model, config)))
+                        engine = stack.enter_context(closing(open_engine(recipe.evaluate.engine, model, config)))
                     values: dict[str, dict[str, float]] = {}
                     if isinstance(benchmark, Drift) and model != SEED:
                         values = _divergences(recipe, run, benchmark, examples, sampling, prompter, engine, console)
@@ -162,13 +162,6 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
         if isinstance(engine, OpenAIEngine) and engine.settings.priced:
             notes.append(f"{model}, in its last call: {engine.settings.bill(engine.prompt_tokens, engine.tokens)}")
     return notes
-
-
-def _open(settings: AnyEngine, model: str, config: ModelConfig) -> Engine:
-    """The engine for a model; a server knows a tuned one by a name of its own."""
-    if isinstance(settings, OpenAISettings) and model in settings.models:
-        config = config.model_copy(update={"name": settings.models[model], "adapter": None})
-    return settings.open(config)
 
 
 def _add_further(
