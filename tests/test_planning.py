@@ -87,6 +87,6 @@ def test_the_cost_of_a_paid_server_is_planned_without_asking_it(tmp_path: Path) 
     tree["distill"] = {"engine": engine, "max_new_tokens": 16}
     tree["evaluate"] = {"engine": engine, "benchmarks": [{"name": "drift", "limit": 5}]}
     lines = list(plan_recipe(load_recipe(tree)))
-    distilling, measuring = [line for line in lines if "cost" in line]
+    distilling, measuring = [line for line in lines if ", cost " in line]
     assert distilling.startswith("distill, on http://127.0.0.1:9/v1: ")
     assert measuring.startswith("evaluate: drift: ")
