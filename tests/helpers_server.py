@@ -1,9 +1,15 @@
-"""A small OpenAI-compatible server on loopback that can be told to misbehave."""
+"""A small OpenAI-compatible server on loopback that can be told to misbehave.
+
+    python helpers_server.py PORT SECONDS [LATENCY]
+
+is a process of it that can be killed; it ends by itself after so many seconds.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,14 +48,22 @@ class Served(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.plan: Callable[[int, dict[str, Any]], Fault | None] = lambda n, body: None
         self.reply: Reply = lambda body: f"reply to {prompt_of(body)}"
+        self.score: Callable[[list[int]], list[float]] | None = None
+        """Log-probabilities of all tokens but the first; None: given texts are not scored."""
+        self.scores_by = "prompt_logprobs"
+        """Or `echo`; a server of that kind refuses the other field."""
         self.finish = "stop"
         self.seconds = 0.0
         self.at_once = 10_000
         """More requests at once than this are answered with 429."""
+        self.answers: Callable[[int], int] = lambda n: n
+        """Which request's answer the n-th request gets."""
+        self.names: list[str] = []
+        """The requests' X-Request-Id, which good answers repeat."""
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.keys: list[str | None] = []
@@ -86,6 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         with served.lock:
             number = len(served.bodies)
             served.bodies.append(body)
+            served.names.append(self.headers.get("X-Request-Id", ""))
             served.paths.append(self.path)
             served.keys.append(self.headers.get("Authorization"))
             served.times.append(time.monotonic())
@@ -96,7 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = said(429, "too many") if crowded else served.plan(number, body)
             if fault is None:
                 time.sleep(served.seconds)
-                self._send(200, json.dumps(self._answer(body)).encode(), {})
+                answered = served.answers(number)
+                name = served.names[answered]
+                answer = self._answer(served.bodies[answered]) | {"id": f"cmpl-{name}"}
+                self._send(200, json.dumps(answer).encode(), {"X-Request-Id": name})
             else:
                 self._misbehave(fault)
         finally:
@@ -110,6 +128,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             choice = {"text": text}
         choice |= {"index": 0, "finish_reason": self.server.finish}
+        if self.server.score and self.server.scores_by in body:
+            scores = self.server.score(body["prompt"])
+            if self.server.scores_by == "echo":
+                choice["logprobs"] = {"tokens": [], "token_logprobs": [None, *scores, -0.5]}
+            else:
+                pairs = zip(body["prompt"][1:], scores, strict=True)
+                choice["prompt_logprobs"] = [None, *({str(token): {"logprob": score}} for token, score in pairs)]
         prompt_tokens, tokens = len(prompt_of(body).split()), len(text.split())
         used = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
         return {"id": "1", "object": "made", "created": 0, "model": MODEL, "choices": [choice], "usage": used}
@@ -136,9 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[Served]:
+def serving(port: int = 0) -> Iterator[Served]:
     """The server, until the block ends."""
-    server = Served()
+    server = Served(port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -147,3 +172,11 @@ def serving() -> Iterator[Served]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":
+    with serving(int(sys.argv[1])) as alone:
+        alone.seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        time.sleep(float(sys.argv[2]))

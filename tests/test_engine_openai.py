@@ -25,7 +25,7 @@ from sdft.engines.openai import MOST_FAILURES
 from sdft.errors import EngineError, RecipeError
 from sdft.models import ModelConfig
 from sdft.prompts import PromptConfig
-from sdft.records import Completion, Message, Prediction, Rewrite
+from sdft.records import Choice, Completion, Message, Prediction, Rewrite
 from sdft.rendering import open_prompter
 from sdft.rundir import read_json, read_jsonl
 
@@ -121,6 +121,8 @@ def test_retry_after_is_obeyed(server: Served) -> None:
 
 
 def test_retry_after_forms() -> None:
+    later = {"date": "Wed, 21 Oct 2015 07:28:00 GMT", "retry-after": "Wed, 21 Oct 2015 07:28:30 GMT"}
+    assert servers.retry_after(later) == 30, "by the server's clock, whatever this machine's says"
     assert servers.retry_after({"retry-after": "2"}) == 2
     assert servers.retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
     assert servers.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
@@ -138,6 +140,8 @@ FAULTS = {
     "half a response": Fault(200, json.dumps({"choices": [{"text": "x"}] * 9}).encode(), cut_after=20),
     "broken JSON": Fault(200, b'{"choices": [{"te'),
     "not an answer": Fault(200, b'{"choices": []}'),
+    "two choices": Fault(200, json.dumps({"choices": [{"message": {"content": "x"}}] * 2}).encode()),
+    "late": Fault(200, json.dumps({"choices": [{"message": {"content": "too late"}}]}).encode(), hang=0.6),
     "a web page": Fault(200, b"<html>welcome</html>", {"Content-Type": "text/html"}),
     "hanging": Fault(200, b"{}", hang=1.0),
 }
@@ -159,6 +163,7 @@ def test_a_passing_fault_is_got_over(server: Served, fault: Fault) -> None:
         "half a response": "connection broke",
         "broken JSON": "not one of an OpenAI-compatible server",
         "not an answer": "choices",
+        "two choices": "at most 1 item",
         "hanging": "no answer within 0.2 s",
     }.items(),
 )
@@ -166,12 +171,22 @@ def test_a_request_that_always_fails_is_a_row_with_a_reason_and_the_others_go_on
     server: Served, name: str, reason: str
 ) -> None:
     server.plan = lambda n, body: FAULTS[name] if prompt_of(body) == "question 1" else None
-    found = generate(server, asked(4), timeout=0.2, max_retries=2)
+    found = generate(server, asked(4), timeout=0.2 if name == "hanging" else 10, max_retries=2)
     failed = found.pop("1")
     assert failed.finish == "error" and failed.text == "" and reason in (failed.error or "")
     assert "(3 times)" in (failed.error or "")
     assert {item.finish for item in found.values()} == {"stop"}
     assert sum(prompt_of(body) == "question 1" for body in server.bodies) == 3
+
+
+def test_an_answer_to_another_request_is_not_taken(server: Served) -> None:
+    server.answers = lambda n: n - 1 if n % 4 == 3 else n
+    assert all_well(generate(server, asked(20), max_concurrency=4), 20)
+    assert len(server.bodies) > 20 and len(set(server.names)) == len(server.bodies)
+    server.answers = lambda n: 0
+    found = generate(server, asked(2), max_retries=1)
+    assert {item.finish for item in found.values()} == {"error"}
+    assert "answer is that to another request" in (found["0"].error or "")
 
 
 def test_a_prompt_that_the_server_refuses_is_not_sent_again(server: Served) -> None:
@@ -331,6 +346,36 @@ def test_an_error_in_the_callers_requests_comes_through(server: Served) -> None:
         list(engine.generate(requests(), Sampling()))
 
 
+def test_given_replies_are_scored_as_by_the_model_itself(server: Served, tmp_path: Path) -> None:
+    import torch
+
+    from sdft.engines import Continuation, TransformersSettings, open_engine
+
+    config = ModelConfig(name=str(save_tiny_model(tmp_path / "tiny")), dtype="float32", device="cpu")
+    items = [Continuation(str(n), f"question {n} is", " the answer" * (n % 3)) for n in range(8)]
+    with closing(TransformersSettings().open(config)) as own:
+        wanted = list(own.logprobs(items))
+
+        def score(ids: list[int]) -> list[float]:
+            scores = own.model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            return [row[token].item() for row, token in zip(scores, ids[1:], strict=True)]
+
+        served = OpenAISettings(base_url=server.url, max_concurrency=2, models={"seed": MODEL, "sft": "my-sft"})
+        with closing(open_engine(served, "sft", config)) as engine, pytest.raises(EngineError, match="scores no given"):
+            list(engine.logprobs(items))
+        server.score = score
+        for server.scores_by in ("prompt_logprobs", "echo"):
+            other = "echo" if server.scores_by == "prompt_logprobs" else "prompt_logprobs"
+            server.plan = lambda n, body, other=other: said(400, f"unknown field {other}") if other in body else None
+            with closing(open_engine(served, "sft", config)) as engine:
+                found = list(engine.logprobs(items))
+            assert [(f.id, f.tokens) for f in found] == [(w.id, w.tokens) for w in wanted]
+            assert all(f.logprobs == pytest.approx(w.logprobs, abs=1e-4) for f, w in zip(found, wanted, strict=True))
+    assert {body["model"] for body in server.bodies} == {"my-sft"} and set(server.paths) == {"/v1/completions"}
+    with pytest.raises(EngineError, match="tuned model 'sdft' is not given"):
+        open_engine(served, "sdft", config)
+
+
 def test_what_a_server_says_of_a_reply_is_kept(server: Served) -> None:
     def answer(**choice: Any) -> Fault:
         return Fault(200, json.dumps({"choices": [choice]}).encode())
@@ -402,6 +447,34 @@ def test_a_recipe_runs_on_a_server_without_model_or_tokenizer(tmp_path: Path, se
     assert f"{spent[0]:,} prompt and {spent[1]:,} reply tokens" in note
     predictions = list(read_jsonl(folder / "eval/seed/drift/predictions.jsonl", Prediction))
     assert len(predictions) == 5 and all(item.predict for item in predictions)
+
+
+def test_requests_beyond_the_needed_ones_are_counted_and_shown(tmp_path: Path, server: Served) -> None:
+    tree = recipe(tmp_path, server)
+    folder = sdft.run(tree).path
+    assert (folder / "distill/requests.txt").read_text() == "s" * 12
+    assert not [note for note in read_json(folder / "manifest.json")["notes"] if "requests" in note]
+    server.plan = lambda n, body: said(500, "oops") if n % 7 == 0 else None
+    server.bodies.clear()
+    folder = sdft.run({**tree, "name": "faulty"}).path
+    notes = [note for note in read_json(folder / "manifest.json")["notes"] if "requests" in note]
+    assert [note.partition(": ")[0] for note in notes] == ["distill", "seed on drift"]
+    sent = [int(note.partition(": ")[2].split()[0]) for note in notes]
+    assert sum(sent) == len(server.bodies) > 17
+    assert notes[0].startswith(f"distill: {sent[0]} requests for 12 rows: {sent[0] - 12} sent again after a fault")
+    for page in ("report.md", "report.html"):
+        assert all(note.partition(": ")[2] in (folder / "report" / page).read_text() for note in notes)
+
+
+def test_an_empty_reply_is_a_row_and_the_original_stays(tmp_path: Path, server: Served) -> None:
+    server.reply = lambda body: "" if prompt_of(body).startswith("3 ") or "3 plus" in prompt_of(body) else "It is so."
+    folder = sdft.run(recipe(tmp_path, server), only="distill").path
+    assert {row.finish for row in read_jsonl(folder / "distill/rewrites.jsonl", Rewrite)} == {"stop"}
+    sdft.run(folder, only="select")
+    chosen = list(read_jsonl(folder / "select/choices.jsonl", Choice))
+    assert len(chosen) == 12
+    [empty] = [choice for choice in chosen if choice.verdict.reason == "empty"]
+    assert (empty.source, empty.response) == ("original", "7")
 
 
 def test_an_interrupted_run_goes_on_at_another_address_without_asking_twice(tmp_path: Path, server: Served) -> None:

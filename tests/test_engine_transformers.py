@@ -55,6 +55,32 @@ def texts(folder: Path, asked: list[Request], sampling: Sampling, batch: int, dt
     return {done.id: done for done in engine.generate(asked, sampling)}
 
 
+def test_out_of_memory_halves_the_batch_and_goes_on_to_the_same_replies(llama: Path) -> None:
+    asked = requests(14)
+    calm = texts(llama, asked, SAMPLED, batch=16)
+    engine = TransformersSettings(max_batch_size=16).open(ModelConfig(name=str(llama), dtype="float32", device="cpu"))
+    decode, steps = engine._decode, 0
+
+    def small(active: list[Any], *rest: Any) -> list[int]:
+        nonlocal steps
+        steps += 1
+        if len(active) > 4 and steps > 3:
+            raise torch.OutOfMemoryError("made")
+        return decode(active, *rest)
+
+    engine._decode = small  # type: ignore[method-assign]
+    found = list(engine.generate(iter(asked), SAMPLED))
+    assert {done.id: done for done in found} == calm and len(found) == 14
+    assert engine.notes() == ["the device was out of memory at max_batch_size=16: went on with 4"]
+
+    def never(active: list[Any], *rest: Any) -> list[int]:
+        raise torch.OutOfMemoryError("made")
+
+    engine._decode = never  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match="out of memory with a single row"):
+        list(engine.generate(iter(asked), SAMPLED))
+
+
 def test_greedy_replies_are_those_of_generate(folder: Path) -> None:
     asked = requests(12)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

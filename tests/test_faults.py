@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,11 @@ class Zygote:
             env=os.environ | ONE_THREAD,
         )
 
-    def start(self, recipe: dict[str, Any]) -> int:
-        """The pid of a process that runs the recipe."""
+    def start(self, recipe: dict[str, Any] | str, only: str | None = None, clock: bool = False) -> int:
+        """The pid of a process that runs the recipe, or one stage of it; `clock`: with a clock that runs backwards."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"recipe": recipe, "log": str(self.log)}) + "\n")
+        asked = {"recipe": recipe, "log": str(self.log), "only": only, "clock": clock}
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         return int(self._answer()["pid"])
 
@@ -61,9 +64,9 @@ class Zygote:
         return json.loads(self.process.stdout.readline())
 
 
-@pytest.fixture
-def zygote(tmp_path: Path) -> Iterator[Zygote]:
-    zygote = Zygote(tmp_path / "log.txt")
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    zygote = Zygote(tmp_path_factory.mktemp("zygote") / "log.txt")
     yield zygote
     zygote.process.kill()
     zygote.process.communicate()
@@ -92,42 +95,127 @@ def tiny_recipe(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
-def test_killed_more_than_twenty_times_in_every_stage_a_run_ends_with_the_same_files(
-    tmp_path: Path, zygote: Zygote
-) -> None:
-    recipe = tiny_recipe(tmp_path)
-    folder = tmp_path / "runs/run"
+@dataclass(frozen=True)
+class Tiny:
+    """A whole run of a random model, undisturbed; its folder is free again."""
+
+    recipe: dict[str, Any]
+    folder: Path
+    seconds: dict[str, float]
+    files: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def tiny_once(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Tiny:
+    place = tmp_path_factory.mktemp("tiny")
+    recipe, folder = tiny_recipe(place), place / "runs/run"
     zygote.start(recipe)
     assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
     seconds = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["durations"]
-    undisturbed = contents(folder)
-    drift = {score["metric"]: score["value"] for score in undisturbed["eval/sdft/drift/scores.json"]["scores"]}
+    files = contents(folder)
+    drift = {score["metric"]: score["value"] for score in files["eval/sdft/drift/scores.json"]["scores"]}
     assert drift["kl"] > 0
-    shutil.rmtree(folder)
+    return Tiny(recipe, folder, seconds, files)
 
+
+@pytest.fixture
+def tiny(tiny_once: Tiny) -> Tiny:
+    shutil.rmtree(tiny_once.folder, ignore_errors=True)
+    return tiny_once
+
+
+def stop_in(zygote: Zygote, pid: int, folder: Path, stage: str, delay: float, how: signal.Signals) -> int:
+    """Send a signal some seconds after a stage has begun; the exit status."""
+    marker = folder / "stages" / f"{stage.replace('/', '.')}.json"
+    deadline = time.monotonic() + 60
+    while not marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(delay)
+    with suppress(ProcessLookupError):  # it has ended already
+        os.kill(pid, how)
+    return zygote.wait()
+
+
+def differing(after: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    return sorted(name for name in after.keys() | before.keys() if after.get(name) != before.get(name))
+
+
+@pytest.mark.slow
+def test_killed_more_than_twenty_times_in_every_stage_a_run_ends_with_the_same_files(
+    tiny: Tiny, zygote: Zygote
+) -> None:
     draw = random.Random(0)
     killed: list[str] = []
     for stage in KILLS:
-        pid = zygote.start(recipe)
-        marker = folder / "stages" / f"{stage.replace('/', '.')}.json"
-        deadline = time.monotonic() + 60
-        while not marker.exists() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(draw.random() * (0.02 + seconds[stage]))
-        with suppress(ProcessLookupError):  # it has ended already
-            os.kill(pid, signal.SIGKILL)
-        status = zygote.wait()
+        delay = draw.random() * (0.02 + tiny.seconds[stage])
+        status = stop_in(zygote, zygote.start(tiny.recipe), tiny.folder, stage, delay, signal.SIGKILL)
         assert status in (-signal.SIGKILL, 0), zygote.log.read_text(encoding="utf-8")
         if status != 0:
             killed.append(stage)
-    zygote.start(recipe)
+    zygote.start(tiny.recipe)
     assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
-
     assert len(killed) >= 20, killed
-    after = contents(folder)
-    assert sorted(after) == sorted(undisturbed)
-    assert [name for name in after if after[name] != undisturbed[name]] == []
+    assert differing(contents(tiny.folder), tiny.files) == []
+
+
+def test_ctrl_c_while_a_model_writes_trains_and_is_measured(tiny: Tiny, zygote: Zygote) -> None:
+    stopped = []
+    for stage in ("distill", "train/sft", "eval/sft"):
+        delay = 0.5 * tiny.seconds[stage]
+        if stop_in(zygote, zygote.start(tiny.recipe), tiny.folder, stage, delay, signal.SIGINT):
+            assert zygote.log.read_text(encoding="utf-8").rstrip().endswith("KeyboardInterrupt")
+            stopped.append(stage)
+    zygote.start(tiny.recipe)
+    assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
+    assert len(stopped) >= 2, stopped
+    assert differing(contents(tiny.folder), tiny.files) == []
+
+
+def test_an_interrupted_run_is_moved_and_goes_on(tiny: Tiny, zygote: Zygote, tmp_path: Path) -> None:
+    pid = zygote.start(tiny.recipe)
+    delay = 0.6 * tiny.seconds["train/sft"]
+    assert stop_in(zygote, pid, tiny.folder, "train/sft", delay, signal.SIGKILL) == -signal.SIGKILL
+    moved = tmp_path / "elsewhere/renamed"
+    moved.parent.mkdir()
+    tiny.folder.rename(moved)
+    zygote.start(str(moved))
+    assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
+    assert not tiny.folder.exists()
+    after = contents(moved)
+    assert differing(after, tiny.files) == ["manifest.json", "recipe.yaml"]
+    recipes = [files["manifest.json"]["recipe"] for files in (after, tiny.files)]
+    assert differing(*recipes) == ["name", "output_dir"]
+
+
+def test_a_clock_that_jumps_back_changes_nothing(tiny: Tiny, zygote: Zygote) -> None:
+    draw = random.Random(2)
+    for stage in ("distill", "train/sft"):
+        pid = zygote.start(tiny.recipe, clock=True)
+        stop_in(zygote, pid, tiny.folder, stage, 0.5 * tiny.seconds[stage], signal.SIGKILL)
+        for path in tiny.folder.rglob("*"):  # the files' times in no order, too
+            os.utime(path, (draw.uniform(0, 4e9),) * 2)
+    zygote.start(tiny.recipe, clock=True)
+    assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
+    assert differing(contents(tiny.folder), tiny.files) == []
+    state = json.loads((tiny.folder / "manifest.json").read_text(encoding="utf-8"))
+    assert all(seconds >= 0 for seconds in state["durations"].values())
+
+
+WALL_CLOCK = {
+    "manifest.py": 1,  # when the run was made, for people
+    "engines/_servers.py": 1,  # Retry-After as a date, from a server that does not tell its own time
+    "benchmarks/_harness.py": 1,  # the harness wants a date in its config
+}
+"""Where the wall clock is read, how often, and what for. Durations and waits are `time.monotonic`'s."""
+
+
+def test_nothing_else_reads_the_wall_clock_or_the_times_of_files() -> None:
+    source = Path(sdft.__file__).parent
+    pattern = re.compile(r"time\.time(?:_ns)?\(|datetime\.(?:now|utcnow|today)\(|st_[mc]time|getmtime|getctime")
+    found = {
+        path.relative_to(source).as_posix(): len(pattern.findall(path.read_text())) for path in source.rglob("*.py")
+    }
+    assert {name: count for name, count in found.items() if count} == WALL_CLOCK
 
 
 def command(path: Path, *overrides: str) -> list[str]:
@@ -205,6 +293,43 @@ def test_a_full_disk(scripted_run: tuple[Path, Path, dict[str, Any]]) -> None:
         assert contents(folder) == undisturbed
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def resized(folder: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_is_full_in_each_stage(tiny: Tiny, zygote: Zygote) -> None:
+    tiny.folder.mkdir(parents=True)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "sdft-test", str(tiny.folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mount.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mount.stderr.strip()}")
+    full: list[str] = []
+    try:
+        for only in ("distill", "select", "train", "eval", "analyze", "report"):
+            for free in (4, 32):
+                disk = os.statvfs(tiny.folder)
+                resized(tiny.folder, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + free * 1024)
+                zygote.start(tiny.recipe, only)
+                if zygote.wait() == 0:
+                    break
+                last = zygote.log.read_text(encoding="utf-8").rstrip().splitlines()[-1]
+                assert last.startswith("OSError: [Errno 28] No space left on device"), last
+                full.append(only)
+            resized(tiny.folder, 64 << 20)
+            zygote.start(tiny.recipe, only)
+            assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
+        assert set(full) == {"distill", "select", "train", "eval", "analyze", "report"}
+        assert differing(contents(tiny.folder), tiny.files) == []
+    finally:
+        subprocess.run(["umount", str(tiny.folder)], check=True)
 
 
 @pytest.mark.parametrize(

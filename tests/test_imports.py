@@ -13,13 +13,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "sdft"
 LAYERS = (
     {"errors", "records"},
     {"rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox", "length_control"},
+    {"memory"},
     {"engines"},
     {"judge"},
     {"benchmarks", "rendering", "candidates", "report"},
     {"recipe"},
     {"stages", "manifest", "inspection", "training", "analysis"},
     {"pipeline", "api"},
-    {"scoreboard", "untrained", "grid", "comparing", "gate"},
+    {"scoreboard", "untrained", "grid", "comparing", "gate", "planning"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -327,6 +327,17 @@ def check(
 
 
 @app.command()
+def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Say what a recipe will take before it is run: rows, tokens, time, memory, disk, cost. Loads the model briefly."""
+    from sdft.pipeline import check_all
+    from sdft.planning import plan_recipe
+
+    resolved, _ = check_all(recipe, overrides or ())
+    for line in plan_recipe(resolved):
+        print(line, flush=True)
+
+
+@app.command()
 def render(
     dataset: Annotated[str, typer.Option(help="A dataset as in a recipe's data.dataset.")],
     template: Annotated[str, typer.Option(help="A name from `sdft list templates`, or a jinja string.")],

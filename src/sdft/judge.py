@@ -18,11 +18,12 @@ from pydantic import Field
 
 from sdft.console import Console
 from sdft.engines.base import Request, Sampling
-from sdft.engines.openai import OpenAIEngine, ServerSettings
+from sdft.engines.openai import OpenAIEngine, ServerSettings, beyond_needed
 from sdft.records import Message, Record
 from sdft.rundir import JsonlWriter, digest, read_jsonl, seed_for
 
 FILE = "judgements.jsonl"
+COUNTED = "judge_requests.txt"
 CHARS_PER_TOKEN = 4
 """Of English text, about; for estimates alone."""
 
@@ -115,6 +116,7 @@ def ask(
         )
         with (
             closing(OpenAIEngine(judge, judge.model, "chat")) as engine,
+            engine.counting(folder / COUNTED),
             JsonlWriter(path) as writer,
             console.task(f"{what}, judged", total=len(keys), done=len(keys) - len(left)) as task,
         ):
@@ -134,7 +136,8 @@ def ask(
                 done[judgement.key] = judgement
                 task.advance(extra=completion.tokens)
     found = {question: done[key] for key, question in keys.items() if key in done}
-    return found, _notes(judge, found, failed)
+    beyond = beyond_needed(folder / COUNTED, len(done) + failed.total())
+    return found, _notes(judge, found, failed) + [f"judge {judge.model}: {note}" for note in beyond]
 
 
 def _notes(judge: JudgeSettings, found: Mapping[Question, Judgement], failed: Counter[str]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.console import Console
 from sdft.data.config import DataConfig
-from sdft.engines import AnyEngine, OpenAISettings
+from sdft.engines import AnyEngine, AutoSettings, OpenAISettings
 from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
 from sdft.models import ModelConfig, identify, pick_device, resolve
@@ -95,6 +95,9 @@ def run(
     """
     recipe, folder = find(recipe, overrides)
     console = console or Console()
+    recipe, chosen = with_engines(recipe)
+    for line in chosen:
+        console.say(line)
     stages = plan(recipe)
     if world_size() > 1 and only != "train":
         raise RunError("several processes work together in `sdft train` alone; start everything else as one process")
@@ -358,6 +361,21 @@ def forecasts(recipe: Recipe) -> list[str]:
     models = 1 + len(recipe.methods)
     found = [(b.label or b.name, b.forecast(models, recipe.evaluate.sampling)) for b in recipe.evaluate.benchmarks]
     return [f"benchmark '{label}': {forecast}" for label, forecast in found if forecast]
+
+
+def with_engines(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe with the engine that `auto` comes to here, so that its run keeps to it, and a line on each choice.
+
+    Raises EngineError where none fits.
+    """
+    lines = []
+    for section in ("distill", "evaluate"):
+        config = getattr(recipe, section)
+        if isinstance(config.engine, AutoSettings):
+            engine, why = config.engine.choose(recipe.model)
+            recipe = recipe.model_copy(update={section: config.model_copy(update={"engine": engine})})
+            lines.append(f"{section}.engine auto: {why}")
+    return recipe, list(dict.fromkeys(lines))
 
 
 # Which stages

@@ -16,6 +16,7 @@ are appended line by line and lose a torn last line when they are opened again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -34,6 +35,10 @@ from sdft.errors import RunError
 from sdft.records import Record
 
 R = TypeVar("R", bound=Record)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where nothing more can be written."""
+PROBE = 1 << 20
+"""Bytes that fit on a disk which is not full."""
 
 
 def seed_for(*parts: str | int) -> int:
@@ -67,6 +72,29 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """Turn an error in the block into OSError where the disk that holds `folder` turns out to be full.
+
+    torch, safetensors and tokenizers tell of a full disk in errors of their own, some without naming it.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        probe = folder / ".probe"
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(PROBE))
+        except OSError as full:
+            if full.errno in FULL:
+                raise full from error
+        finally:
+            probe.unlink(missing_ok=True)
         raise
 
 

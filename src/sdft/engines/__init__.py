@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sdft.engines.auto import AutoSettings
 from sdft.engines.base import (
     Continuation,
     DistributionEngine,
@@ -17,11 +18,21 @@ from sdft.engines.base import (
 from sdft.engines.openai import OpenAISettings
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
+from sdft.models import ModelConfig
 
-AnyEngine = Annotated[TransformersSettings | OpenAISettings | ScriptedSettings, Field(discriminator="name")]
+AnyEngine = Annotated[
+    TransformersSettings | OpenAISettings | ScriptedSettings | AutoSettings, Field(discriminator="name")
+]
+
+
+def open_engine(settings: AnyEngine, name: str, model: ModelConfig) -> Engine:
+    """The engine for `seed` or a tuned model; a server knows each by a name of its own."""
+    return settings.open_for(name, model) if isinstance(settings, OpenAISettings) else settings.open(model)
+
 
 __all__ = [
     "AnyEngine",
+    "AutoSettings",
     "Continuation",
     "DistributionEngine",
     "Engine",
@@ -31,4 +42,5 @@ __all__ = [
     "ScriptedSettings",
     "TokenLogprobs",
     "TransformersSettings",
+    "open_engine",
 ]

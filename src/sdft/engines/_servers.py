@@ -3,7 +3,8 @@
 What can go wrong is of four kinds:
 
 - not now (no connection, 429, 503): the server's state, not the request's fault. The server is left alone for as
-  long as it asks, or for a growing while, and the request waits for the next server that is free.
+  long as it asks, or for a growing while, and the request waits for the next server that is free. A single one among
+  good answers, without a time to wait, only slows the server down a little.
 - a failure (time-out, 500, a broken answer): the request is sent again, at most `max_retries` times.
 - refused (400, 413, 422): the request fails for good.
 - hopeless (401, 403, 404, an empty account): EngineError at once.
@@ -12,9 +13,12 @@ What can go wrong is of four kinds:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import re
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,6 +28,7 @@ import httpx2
 import openai
 from pydantic import BaseModel, Field, ValidationError
 
+from sdft.engines._tally import Tally
 from sdft.engines.openai import REDUNDANT, ServerSettings
 from sdft.errors import EngineError, did_you_mean
 
@@ -43,8 +48,20 @@ class _Message(BaseModel):
     tool_calls: list[Any] | None = None
 
 
+class _TokenLogprob(BaseModel):
+    logprob: float
+
+
+class _Echoed(BaseModel):
+    token_logprobs: list[float | None] | None = None
+
+
 class _Choice(BaseModel):
     finish_reason: str | None = None
+    prompt_logprobs: list[dict[str, _TokenLogprob] | None] | None = None
+    """vLLM's: for each token of the prompt, by token id."""
+    logprobs: _Echoed | None = None
+    """Of a completion whose prompt is echoed: for each token of both."""
     text: str | None = None
     message: _Message | None = None
 
@@ -57,8 +74,20 @@ class _Tokens(BaseModel):
 class Answer(BaseModel):
     """The parts of an answer that are used, and all that a server must send."""
 
-    choices: list[_Choice] = Field(min_length=1)
+    id: str | None = None
+    choices: list[_Choice] = Field(min_length=1, max_length=1)
+    """One is asked for; an answer with several is not one to this request."""
     usage: _Tokens | None = None
+
+
+_OWN_NAME = re.compile(r"sdft-[0-9a-f]{8}-[0-9]+")
+"""What requests of this toolkit are called; servers that repeat the name tell by it whose answer it is."""
+
+
+def _request_names() -> Iterator[str]:
+    """A new name for every request sent, repetitions too."""
+    own = secrets.token_hex(4)
+    return (f"sdft-{own}-{number}" for number in itertools.count())
 
 
 class RequestFailed(Exception):
@@ -71,12 +100,14 @@ class RequestFailed(Exception):
 
 
 class _NotNow(Exception):
-    def __init__(self, reason: str, pause: float | None, down: bool) -> None:
+    def __init__(self, reason: str, pause: float | None, down: bool, gone: bool = False) -> None:
         super().__init__(reason)
         self.pause = pause
         """Seconds that the server asks for."""
         self.down = down
-        """Whether it does not answer at all."""
+        """Whether it does not work at all."""
+        self.gone = gone
+        """Whether nothing can be reached there."""
 
 
 class _Failed(Exception):
@@ -134,6 +165,10 @@ class Servers:
     tried: float = 0.0
     """When one last said: not now."""
     servers: list[Server] = field(default_factory=list)
+    tally: Tally | None = None
+    """Where each request is counted as it is sent."""
+    _napping: int = 0
+    _names: Iterator[str] = field(default_factory=_request_names)
     _freed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -158,8 +193,9 @@ class Servers:
 
     @property
     def room(self) -> int:
-        """Requests that all servers together bear at once, for now."""
-        return max(1, sum(int(server.limit) for server in self.servers))
+        """Requests that all servers together bear at once, for now, and those that wait for another try."""
+        most = self.settings.max_concurrency * len(self.servers)
+        return max(1, min(most, sum(int(server.limit) for server in self.servers) + self._napping))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -176,21 +212,33 @@ class Servers:
     async def ask(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
         """The answer to one request. Raises RequestFailed, and EngineError where no server can go on."""
         failures = 0
+        again = False
         while True:
             server = await self._turn()
-            started = time.monotonic()
+            started, nap = time.monotonic(), 0.0
+            if self.tally:
+                self.tally.sent(again)
+            again = True
             try:
                 answer = await self._send(server, endpoint, body)
             except _NotNow as error:
-                if server.stumbled(started, str(error)):
+                new = server.stumbled(started, str(error))
+                serious = error.gone or error.pause is not None or server.stumbles > 1
+                if new and not serious:  # one among good answers: a little less is enough
+                    server.limit = server.quick_to = max(1.0, 0.75 * server.active)
+                elif new:
                     server.quick_to = server.limit if error.down else max(1.0, server.limit / 2)
                     server.limit = 1.0 if error.down else max(1.0, server.active / 2)
-                server.rest(error.pause)
+                if serious:
+                    server.rest(error.pause)
+                else:
+                    nap = _pause(0)
                 self.tried = time.monotonic()
             except _Failed as error:
                 failures += 1
                 if server.stumbled(started, str(error)) and server.stumbles >= STUMBLES:
                     server.rest(None)
+                nap = _pause(failures - 1)
                 if failures > self.settings.max_retries:
                     times = f" ({failures} times)" if failures > 1 else ""
                     raise RequestFailed(f"{error}{times}", by_server=True) from None
@@ -201,8 +249,12 @@ class Servers:
             finally:
                 server.active -= 1
                 self._freed.set()
-            if failures:
-                await asyncio.sleep(_pause(failures - 1))
+            if nap:
+                self._napping += 1
+                try:
+                    await asyncio.sleep(nap)
+                finally:
+                    self._napping -= 1
 
     async def _turn(self) -> Server:
         """The least busy server that is ready, taken for one request; waits for one."""
@@ -242,19 +294,24 @@ class Servers:
 
     async def _send(self, server: Server, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
         asked, extra = server.client, dict(body)
+        name = next(self._names)
+        headers = {"X-Request-Id": name}
         try:
             async with asyncio.timeout(self.settings.timeout):
                 if endpoint == "chat":
                     turns = await asked.chat.completions.with_raw_response.create(
-                        model=self.model, messages=extra.pop("messages"), extra_body=extra
+                        model=self.model, messages=extra.pop("messages"), extra_body=extra, extra_headers=headers
                     )
-                    content = turns.content
+                    content, named = turns.content, turns.headers.get("x-request-id")
                 else:
                     text = await asked.completions.with_raw_response.create(
-                        model=self.model, prompt=extra.pop("prompt"), extra_body=extra
+                        model=self.model, prompt=extra.pop("prompt"), extra_body=extra, extra_headers=headers
                     )
-                    content = text.content
-                return Answer.model_validate_json(content)
+                    content, named = text.content, text.headers.get("x-request-id")
+                answer = Answer.model_validate_json(content)
+                if others := {*_OWN_NAME.findall(f"{named} {answer.id}")} - {name}:
+                    raise _Failed(f"{server.url}: the answer is that to another request ({others.pop()}, not {name})")
+                return answer
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -266,7 +323,7 @@ class Servers:
             cause = error.__cause__
             if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
                 what = self.clean(str(cause)) or "no connection"
-                raise _NotNow(f"{server.url}: cannot be reached ({what})", None, down=True) from None
+                raise _NotNow(f"{server.url}: cannot be reached ({what})", None, down=True, gone=True) from None
             if isinstance(error, openai.APITimeoutError):
                 raise _Failed(f"{server.url}: no answer within {self.settings.timeout:g} s") from None
             raise _Failed(f"{server.url}: the connection broke ({type(cause).__name__})") from None
@@ -325,7 +382,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             seconds = float(text) * unit
         except ValueError:
             try:
-                seconds = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
+                # By the server's own clock where it tells it: this machine's may be wrong, or jump.
+                now = parsedate_to_datetime(headers["date"]) if headers.get("date") else datetime.now(UTC)
+                seconds = (parsedate_to_datetime(text).astimezone(UTC) - now.astimezone(UTC)).total_seconds()
             except ValueError:
                 continue
         if seconds == seconds:

@@ -12,17 +12,22 @@ import importlib.util
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from sdft.engines._tally import Tally
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError
-from sdft.models import ModelConfig
+from sdft.models import ModelConfig, load_tokenizer
 from sdft.records import Completion, Settings
 
 if TYPE_CHECKING:
@@ -34,6 +39,8 @@ MOST_FAILURES = 20
 """Requests that may fail one after the other before the engine gives up."""
 FEWEST_FAILURES = 3
 """Requests that, where all there are fail in the same way, tell of the server or the settings and not of themselves."""
+SCORING: tuple[Mapping[str, Any], ...] = ({"prompt_logprobs": 1}, {"echo": True, "logprobs": 1})
+"""The fields by which servers score a given text: vLLM's, and those of OpenAI's older models, which SGLang has too."""
 SECRET_LENGTH = 16
 """Keys from this length on are looked for in replies, too; a shorter one may be an ordinary word."""
 
@@ -144,15 +151,26 @@ class OpenAISettings(ServerSettings):
 
     def open(self, model: ModelConfig) -> OpenAIEngine:
         """Get ready to ask; nothing is loaded. Raises EngineError without a key or the package."""
-        return OpenAIEngine(self, self.served(model), self.endpoint)
+        return OpenAIEngine(self, self.served(model), self.endpoint, model)
+
+    def open_for(self, name: str, model: ModelConfig) -> OpenAIEngine:
+        """As `open`, for `seed` or a tuned model, by the server's name for it. Raises EngineError without one."""
+        if name != "seed" and name not in self.models:
+            raise EngineError(f"engine openai: models: the server's name for the tuned model '{name}' is not given")
+        return OpenAIEngine(self, self.models.get(name, model.name), self.endpoint, model)
 
 
 class OpenAIEngine:
     """See OpenAISettings. Its counts of tokens are the server's: 0 where it does not count."""
 
     def __init__(
-        self, settings: ServerSettings, model: str, endpoint: Literal["auto", "chat", "completions"] = "auto"
+        self,
+        settings: ServerSettings,
+        model: str,
+        endpoint: Literal["auto", "chat", "completions"] = "auto",
+        config: ModelConfig | None = None,
     ) -> None:
+        """`config` names the tokenizer, which is needed to score replies and loaded only for that."""
         key = settings.key()
         from sdft.engines._servers import Servers
 
@@ -160,6 +178,9 @@ class OpenAIEngine:
         self.prompt_tokens = self.tokens = 0
         """Used so far."""
         self._answered = False
+        self._config = config
+        self._tokenizer: Any = None
+        self._scoring: Mapping[str, Any] | None = None
         self._key = key
         self._servers = Servers(settings, model, key)
         self._loop = asyncio.new_event_loop()
@@ -208,7 +229,7 @@ class OpenAIEngine:
         finally:
             self._stop(flying)
 
-    def _stop(self, flying: Iterable[Future[Completion]]) -> None:
+    def _stop(self, flying: Iterable[Future[Any]]) -> None:
         """Cancel what is in flight, and wait until it has ended."""
         for future in flying:
             future.cancel()
@@ -262,8 +283,83 @@ class OpenAIEngine:
         )
 
     def logprobs(self, items: Iterable[Continuation]) -> Iterator[TokenLogprobs]:
-        """Raises EngineError: there is no common way to have a server score a given reply."""
-        raise EngineError("engine openai: servers do not score given replies; use the engine transformers for that")
+        """Yield the log-probabilities of each reply's tokens, in order, by the server's /completions.
+
+        Prompt and reply are sent as the tokens of the model's own tokenizer. Raises EngineError where the server
+        scores no given text.
+        """
+        from sdft.engines._servers import RequestFailed
+
+        waiting = iter(items)
+        flying: deque[tuple[_Scored, Future[Answer]]] = deque()
+        self._servers.begin()
+        try:
+            while True:
+                while len(flying) < self._servers.room and (item := next(waiting, None)) is not None:
+                    row = self._tokenized(item)
+                    if self._scoring is None:
+                        self._scoring = self._scoring_way(row)
+                    flying.append((row, self._ask_scores(row, self._scoring)))
+                if not flying:
+                    return
+                row, future = flying[0]
+                try:
+                    scores = _scores(row, future.result())
+                except RequestFailed as error:
+                    raise EngineError(f"logprobs of '{row.id}': {error}") from None
+                flying.popleft()
+                if scores is None:
+                    raise EngineError(f"logprobs of '{row.id}': the server's answer does not score each token")
+                yield TokenLogprobs(id=row.id, tokens=row.reply, logprobs=scores)
+        finally:
+            self._stop([future for _, future in flying])
+
+    def _tokenized(self, item: Continuation) -> _Scored:
+        if self._config is None:
+            raise EngineError("engine openai: to score replies, the model's tokenizer is needed, and none is named")
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._config, weights=False)
+        prompt, reply = (
+            tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (item.prompt, item.reply)
+        )
+        if not prompt:
+            raise EngineError(f"logprobs of '{item.id}': the prompt is empty")
+        return _Scored(item.id, prompt, reply)
+
+    def _ask_scores(self, row: _Scored, way: Mapping[str, Any]) -> Future[Answer]:
+        tokens = [*row.prompt, *row.reply]
+        body = {self.settings.max_tokens_field: 1, "temperature": 0.0, "prompt": tokens, **way}
+        asking = self._servers.ask("completions", {**body, **self.settings.extra_body})
+        return asyncio.run_coroutine_threadsafe(asking, self._loop)
+
+    def _scoring_way(self, row: _Scored) -> Mapping[str, Any]:
+        """The fields by which this server scores a given text, found by trying."""
+        from sdft.engines._servers import RequestFailed
+
+        why = ""
+        for way in SCORING:
+            future = self._ask_scores(row, way)
+            try:
+                if _scores(row, future.result()) is not None:
+                    return way
+            except RequestFailed as error:
+                why = f" ({error})"
+            finally:
+                self._stop([future])
+        raise EngineError(
+            f"{self.settings.urls[0]}: the server scores no given replies, neither by prompt_logprobs nor by echo"
+            f"{why}; vLLM does, and the engine transformers"
+        )
+
+    @contextmanager
+    def counting(self, path: Path) -> Iterator[Tally]:
+        """Count each request that is sent while the block runs in a file."""
+        with Tally(path) as tally:
+            self._servers.tally = tally
+            try:
+                yield tally
+            finally:
+                self._servers.tally = None
 
     def close(self) -> None:
         """Close the connections and end the thread."""
@@ -275,9 +371,42 @@ class OpenAIEngine:
         self._loop.close()
 
 
+def beyond_needed(path: Path, answered: int) -> list[str]:
+    """A note on the requests counted in a file beyond those that so many answered rows need; none without any."""
+    note = Tally(path).beyond(answered)
+    return [note] if note else []
+
+
 async def _settle() -> None:
     """Await the tasks of this loop that have been cancelled."""
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task.cancelling()), return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A given reply to be scored, in tokens."""
+
+    id: str
+    prompt: tuple[int, ...]
+    reply: tuple[int, ...]
+
+
+def _scores(row: _Scored, answer: Answer) -> tuple[float, ...] | None:
+    """The log-probabilities of the reply's tokens; None where the answer does not have them."""
+    choice, first, end = answer.choices[0], len(row.prompt), len(row.prompt) + len(row.reply)
+    if choice.prompt_logprobs is not None:
+        given = choice.prompt_logprobs
+        if len(given) != end:
+            return None
+        found = [(given[first + n] or {}).get(str(token)) for n, token in enumerate(row.reply)]
+        values = [item.logprob if item else None for item in found]
+    else:
+        echoed = (choice.logprobs and choice.logprobs.token_logprobs) or []
+        if len(echoed) not in (end, end + 1):  # with the one token that had to be generated, or without
+            return None
+        values = echoed[first:end]
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(row.reply) else None
 
 
 def _hopeless(failed: list[Completion]) -> EngineError:

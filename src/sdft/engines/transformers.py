@@ -90,6 +90,8 @@ class TransformersEngine:
         from sdft.engines import _packing, _slots
 
         self.settings = settings
+        self.rows_at_once = settings.max_batch_size
+        """Fewer after the device has been out of memory."""
         self.tokenizer: Any = load_tokenizer(config)
         self.model: Any = load_model(config)
         self.device: torch.device = self.model.device
@@ -117,26 +119,55 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the model."""
+        self.model = None
+        self._free()
+
+    def _free(self) -> None:
         import torch
 
-        self.model = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def notes(self) -> list[str]:
+        """What a person should know of how it went."""
+        wanted = self.settings.max_batch_size
+        if self.rows_at_once == wanted:
+            return []
+        return [f"the device was out of memory at max_batch_size={wanted}: went on with {self.rows_at_once}"]
+
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """Yield one completion for each request as it finishes. `requests` is read as slots become free."""
+        """Yield one completion for each request as it finishes. `requests` is read as slots become free.
+
+        Out of memory, it goes on with half as many rows at once; those that were under way begin anew, with the same
+        seeds. Raises EngineError where not even one fits.
+        """
         import torch
 
         generate = self._generate_slots if self.uses_slots else self._generate_padded
-        try:
-            yield from generate(iter(requests), sampling)
-        except torch.OutOfMemoryError:
-            raise EngineError(
-                f"the device is out of memory at max_batch_size={self.settings.max_batch_size}; lower it "
-                "(distill.engine.max_batch_size, evaluate.engine.max_batch_size) and run the same command again: "
-                "finished rows are kept"
-            ) from None
+        waiting = iter(requests)
+        taken: dict[str, Request] = {}
+
+        def asked() -> Iterator[Request]:
+            yield from list(taken.values())
+            for request in waiting:
+                taken[request.id] = request
+                yield request
+
+        while True:
+            try:
+                for completion in generate(asked(), sampling):
+                    del taken[completion.id]
+                    yield completion
+                return
+            except torch.OutOfMemoryError:
+                if self.rows_at_once == 1:
+                    raise EngineError(
+                        "the device is out of memory with a single row; take a smaller model, a shorter max_new_tokens "
+                        "or lower prefill_tokens, and run the same command again: finished rows are kept"
+                    ) from None
+            self.rows_at_once //= 2
+            self._free()  # only here is the error gone, and with it what it held
 
     # Continuous batching
 
@@ -148,7 +179,7 @@ class TransformersEngine:
         active: list[_Row] = []  # row i of the batch stands in slot i
         waiting: deque[_Row] = deque()
         while True:
-            while len(waiting) + len(active) < self.settings.max_batch_size:
+            while len(waiting) + len(active) < self.rows_at_once:
                 request = next(requests, None)
                 if request is None:
                     break
@@ -166,7 +197,7 @@ class TransformersEngine:
                 self._prefill_prefix(prefix, cache)
             entered = self._enter(waiting, active, prefix, cache, sampling)
             yield from self._leave(entered, active, cache)
-            if active and not (entered and waiting and len(active) < self.settings.max_batch_size):
+            if active and not (entered and waiting and len(active) < self.rows_at_once):
                 tokens = self._decode(active, cache, sampling)
                 for row, token in zip(active, tokens, strict=True):
                     row.reply.append(token)
@@ -224,7 +255,7 @@ class TransformersEngine:
         group: list[_Row] = []
         tokens: list[int] = []
         start = 0
-        while waiting and len(active) + len(group) < self.settings.max_batch_size:
+        while waiting and len(active) + len(group) < self.rows_at_once:
             row = waiting[0]
             if row.prefix and row.prompt[: row.prefix] != prefix:
                 break  # it shares another prefix: its turn comes when the batch has run empty
@@ -329,7 +360,7 @@ class TransformersEngine:
 
         while True:
             batch: list[_Row] = []
-            while len(batch) < self.settings.max_batch_size and (request := next(requests, None)) is not None:
+            while len(batch) < self.rows_at_once and (request := next(requests, None)) is not None:
                 row = self._start(request, sampling)
                 if isinstance(row, Completion):
                     yield row

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sdft.analysis.similarity import METRICS, Embedder, TextMetric, missing_packages, text_metrics
 from sdft.analysis.weights import by_layer, total, weight_changes
 from sdft.console import Console
-from sdft.engines import Continuation
+from sdft.engines import Continuation, OpenAISettings, open_engine
 from sdft.errors import EngineError, ModelError
 from sdft.models import trained
 from sdft.recipe import Recipe
@@ -67,9 +67,19 @@ def _mean(values: Sequence[float]) -> dict[str, float]:
 def _write_nll(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     """`analyze/nll.jsonl` and `nll.json`."""
     path = run / "analyze/nll.jsonl"
-    prompter = open_prompter(recipe.prompt, recipe.evaluate.engine, recipe.model)
-    items, notes = _replies(recipe, run, prompter)
-    notes += _measure_nll(recipe, run, items, console)
+    engine = recipe.evaluate.engine
+    if isinstance(engine, OpenAISettings):  # it scores text, not turns
+        engine = engine.model_copy(update={"endpoint": "completions"})
+    try:
+        prompter = open_prompter(recipe.prompt, engine, recipe.model)
+        items, notes = _replies(recipe, run, prompter)
+        notes += _measure_nll(recipe, run, items, console)
+    except ModelError as error:
+        if not isinstance(engine, OpenAISettings):
+            raise
+        items, notes = {}, [f"analyze: likelihood not measured: scoring on a server needs the tokenizer: {error}"]
+        with JsonlWriter(path):
+            pass  # what an earlier call measured stays
     known = {(row.model, row.text): row for row in read_jsonl(path, ReplyNll)}
     rows = [
         known[model, text].model_copy(update={"example_id": example_id, "variant": variant})
@@ -129,7 +139,7 @@ def _measure_nll(recipe: Recipe, run: RunDir, items: Replies, console: Console) 
             total, first = len(wanted), len(wanted) - sum(map(len, left))
             try:
                 with (
-                    closing(recipe.evaluate.engine.open(config)) as engine,
+                    closing(open_engine(recipe.evaluate.engine, model, config)) as engine,
                     console.task(f"likelihood under {model}", total=total, done=first) as task,
                 ):
                     for some in left:

@@ -11,6 +11,8 @@ from sdft.checks import Check
 from sdft.console import Console
 from sdft.data import BadRow, hub_note, iter_examples
 from sdft.engines import Engine, OpenAISettings, Request, Sampling
+from sdft.engines.openai import OpenAIEngine, beyond_needed
+from sdft.engines.transformers import TransformersEngine
 from sdft.errors import RecipeError
 from sdft.recipe import Recipe
 from sdft.records import Completion, Example, Rewrite
@@ -153,20 +155,24 @@ def run_distill(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
             if engine is None:
                 prompter = open_prompter(recipe.prompt, recipe.distill.engine, recipe.model)
                 engine = stack.enter_context(closing(recipe.distill.engine.open(recipe.model)))
+                if isinstance(engine, OpenAIEngine):
+                    stack.enter_context(engine.counting(run / "distill/requests.txt"))
             label = "distill" if candidate == 0 else f"distill, candidate {candidate + 1}"
             with console.task(label, total=left + done, done=done) as task:
                 for rewrite in work.round(candidate, engine, prompter, recipe.distill.sampling, recipe.seed):
                     writer.write(rewrite)
                     task.advance(extra=rewrite.tokens)
+    bill = [f"distill: {note}" for note in engine.notes()] if isinstance(engine, TransformersEngine) else []
     finishes: Counter[str] = Counter()
     prompt_tokens = tokens = 0
     for rewrite in read_jsonl(path, Rewrite):
         finishes[rewrite.error or rewrite.finish] += 1
         prompt_tokens, tokens = prompt_tokens + rewrite.prompt_tokens, tokens + rewrite.tokens
     settings = recipe.distill.engine
-    bill: list[str] = []
     if isinstance(settings, OpenAISettings) and settings.priced:
-        bill = [f"distill: {settings.bill(prompt_tokens, tokens)}"]
+        bill += [f"distill: {settings.bill(prompt_tokens, tokens)}"]
+    asked = finishes.total() - finishes[PROMPT_TOO_LONG]
+    bill += [f"distill: {note}" for note in beyond_needed(run / "distill/requests.txt", asked)]
     return bill + [
         f"distill: {count} replies {'were cut at the token limit' if why == 'length' else 'failed: ' + why}"
         for why, count in sorted(finishes.items())

@@ -6,15 +6,16 @@ import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.console import Console
-from sdft.engines import AnyEngine, Continuation, DistributionEngine, Engine, OpenAISettings, Request, Sampling
-from sdft.engines.openai import OpenAIEngine
+from sdft.engines import Continuation, DistributionEngine, Engine, Request, Sampling, open_engine
+from sdft.engines.openai import OpenAIEngine, beyond_needed
+from sdft.engines.transformers import TransformersEngine
 from sdft.errors import RunError
 from sdft.models import ModelConfig, trained
 from sdft.recipe import Recipe
@@ -144,12 +145,14 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                 if left:
                     if engine is None:
                         prompter = open_prompter(recipe.prompt, recipe.evaluate.engine, recipe.model)
-                        engine = stack.enter_context(closing(_open(recipe.evaluate.engine, model, config)))
+                        engine = stack.enter_context(closing(open_engine(recipe.evaluate.engine, model, config)))
                     values: dict[str, dict[str, float]] = {}
                     if isinstance(benchmark, Drift) and model != SEED:
                         values = _divergences(recipe, run, benchmark, examples, sampling, prompter, engine, console)
                     label = f"{model} on {label_of(benchmark)}"
-                    with console.task(label, total=len(examples), done=len(done)) as task:
+                    counted = path.with_name("requests.txt")
+                    counting = engine.counting(counted) if isinstance(engine, OpenAIEngine) else nullcontext()
+                    with counting, console.task(label, total=len(examples), done=len(done)) as task:
                         for prediction in evaluate(
                             benchmark, engine, prompter, sampling, seed=recipe.seed, examples=left, values=values
                         ):
@@ -157,16 +160,11 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                             task.advance(extra=prediction.tokens)
             notes += _add_further(benchmark, model, path, examples, console)
             notes += _write_scores(benchmark, model, sampling, path, examples)
+        if isinstance(engine, TransformersEngine):
+            notes += [f"{model}, in its last call: {note}" for note in engine.notes()]
         if isinstance(engine, OpenAIEngine) and engine.settings.priced:
             notes.append(f"{model}, in its last call: {engine.settings.bill(engine.prompt_tokens, engine.tokens)}")
     return notes
-
-
-def _open(settings: AnyEngine, model: str, config: ModelConfig) -> Engine:
-    """The engine for a model; a server knows a tuned one by a name of its own."""
-    if isinstance(settings, OpenAISettings) and model in settings.models:
-        config = config.model_copy(update={"name": settings.models[model], "adapter": None})
-    return settings.open(config)
 
 
 def _add_further(
@@ -245,6 +243,7 @@ def _write_scores(
     cut = sum(p.finish == "length" for p in replies)
     notes = [*benchmark.notes()]
     notes += [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
+    notes += beyond_needed(path.with_name("requests.txt"), len(replies) - failed[PROMPT_TOO_LONG])
     if cut and sampling:
         notes.append(f"{cut} of {len(replies)} replies were cut at {sampling.max_new_tokens} tokens")
     unmeasured = [name for name in metrics if not any(name in p.values for p in predictions)]

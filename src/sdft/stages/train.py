@@ -21,7 +21,7 @@ from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import Renderer
 from sdft.recipe import Method, Recipe, TrainConfig
 from sdft.records import Choice, Example
-from sdft.rundir import RunDir, digest, file_sha256, read_json, read_jsonl, write_json
+from sdft.rundir import RunDir, digest, file_sha256, full_disk_told, read_json, read_jsonl, write_json
 from sdft.training.checkpoints import claim
 from sdft.training.ranks import leader_first, rank, world_size
 from sdft.training.rows import TrainingPair, pairs_sha256, replies_to_learn, tokenize
@@ -143,7 +143,8 @@ def train_model(
         resumed = claim(work / "checkpoints", inputs)
     checkpoint, spent = resumed or (None, {"seconds": 0.0, "trained_tokens": 0})
     trainer = open_trainer(rows, model, config, tokenizer, work / "checkpoints", seed, spent)
-    _train(trainer, checkpoint, f"train {method}", console)
+    with full_disk_told(work):
+        _train(trainer, checkpoint, f"train {method}", console)
 
     result = TrainResult(
         path=out,
@@ -162,7 +163,8 @@ def train_model(
     )
     weights = trainer.whole_weights()
     if rank() == 0:
-        _write(trainer, model, tokenizer, result, inputs, weights, work / "done")
+        with full_disk_told(work):
+            _write(trainer, model, tokenizer, result, inputs, weights, work / "done")
         if out.exists():
             shutil.rmtree(out)
         (work / "done").replace(out)

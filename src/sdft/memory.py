@@ -1,0 +1,129 @@
+"""How much memory a model takes and a device has, found without loading either."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from sdft.models import ModelConfig
+
+GIB = 1 << 30
+DeviceName = Literal["cpu", "cuda", "mps"]
+
+
+def guess_device(name: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> DeviceName:
+    """The device that `auto` will come to, by the system's own word: torch is not asked."""
+    if name != "auto":
+        return name
+    try:
+        without_cuda = version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        without_cuda = True
+    if not without_cuda and _gpu_memory() is not None:
+        return "cuda"
+    return "mps" if platform.system() == "Darwin" and platform.machine() == "arm64" else "cpu"
+
+
+def free_memory(device: DeviceName) -> int | None:
+    """Bytes free on the first such device; None where the system does not tell."""
+    return _gpu_memory() if device == "cuda" else _free_ram()
+
+
+def _free_ram() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines() if ":" in line)
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():  # of a container
+        free = min(free, max(0, int(text) - int(used.read_text())))
+    return free
+
+
+def _gpu_memory() -> int | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    asked = subprocess.run(
+        [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    first = asked.stdout.strip().splitlines()[:1]
+    return int(first[0]) << 20 if first and first[0].strip().isdigit() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model's memory depends on."""
+
+    parameters: int
+    layers: int
+    kv_heads: int
+    head_size: int
+    hidden: int
+    vocabulary: int
+
+    def weight_bytes(self, dtype: str, device: DeviceName) -> int:
+        """Bytes of the weights as they are computed in."""
+        return self.parameters * bytes_of(dtype, device)
+
+    def cache_bytes(self, dtype: str, device: DeviceName) -> int:
+        """Bytes of keys and values for one token."""
+        return 2 * self.layers * self.kv_heads * self.head_size * bytes_of(dtype, device)
+
+
+def bytes_of(dtype: str, device: DeviceName) -> int:
+    """Bytes of one number. `auto` on a CPU may come to bfloat16 or float32: the larger is reckoned with."""
+    return {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype, 4 if device == "cpu" else 2)
+
+
+def local_shape(config: ModelConfig) -> Shape | None:
+    """The shape of a model whose files are at hand as a folder or in the hub's cache; None for others."""
+    folder = Path(config.name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        if folder.suffix == ".gguf" or config.name.count("/") != 1:
+            return None
+        found = try_to_load_from_cache(config.name, "config.json", revision=config.revision)
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
+    return shape_of(folder)
+
+
+def shape_of(folder: Path) -> Shape | None:
+    """The shape of the model in a folder, from its config and the heads of its safetensors files."""
+    path = folder / "config.json"
+    files = sorted(folder.glob("*.safetensors"))
+    if not path.is_file() or not files:
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    try:
+        heads = config["num_attention_heads"]
+        return Shape(
+            parameters=sum(_numbers(file) for file in files),
+            layers=config["num_hidden_layers"],
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_size=config.get("head_dim") or config["hidden_size"] // heads,
+            hidden=config["hidden_size"],
+            vocabulary=config["vocab_size"],
+        )
+    except KeyError:  # an architecture with other names
+        return None
+
+
+def _numbers(file: Path) -> int:
+    """How many numbers a safetensors file holds, by its header: its length in 8 bytes, then JSON."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
