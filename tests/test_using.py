@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import stat
 import sys
 from pathlib import Path
@@ -248,3 +249,15 @@ def test_chat_reads_questions_from_a_pipe(run: Path, monkeypatch: pytest.MonkeyP
     assert not done.value.code
     out = capsys.readouterr().out
     assert (out.count("seed: "), out.count("sft: ")) == (2, 2)
+
+
+def test_on_a_terminal_the_replies_stand_side_by_side(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    states = [{"seed": "It is [b]", "sdft": ""}, {"seed": "It is [b]minus two. " * 6, "sdft": "The answer is -2."}]
+    Console().side_by_side(states)
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("It is [b]minus two." in line and "The answer is -2." in line for line in lines), "as it was written"
+    assert any(line.split() == ["seed", "sdft"] for line in lines)
