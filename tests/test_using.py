@@ -64,6 +64,7 @@ def test_an_exported_adapter_is_the_trained_one_with_a_card(run: Path) -> None:
     front, body = card_of(folder)
     assert front["license"] == "apache-2.0"
     assert front["library_name"] == "peft"
+    assert front["tags"] == ["sdft"]
     assert "base_model" not in front, "a folder is no name on the hub"
     for said in (
         file_sha256(run / "data/train.jsonl"), "| base model | tiny", "12 rows", "reply_words", "learning_rate: 0.05",

@@ -31,7 +31,7 @@ def model_card(recipe: Recipe, run: Path, method: Method, form: Form, licence: s
     """The README.md of an exported model, with the hub's front matter. `licence` is the result's own, where named."""
     base, base_licence = recipe.model.name, licence_of(recipe.model)
     assert recipe.data is not None
-    front: dict[str, Any] = {"tags": ["sdft", method], "pipeline_tag": "text-generation"}
+    front: dict[str, Any] = {"tags": list(dict.fromkeys(["sdft", method])), "pipeline_tag": "text-generation"}
     front["library_name"] = {"adapter": "peft", "model": "transformers", "gguf": "gguf"}[form]
     if is_hub_name(base):
         front["base_model"] = base
@@ -190,7 +190,8 @@ def licence_of(model: ModelConfig) -> str | None:
 
 def _revision(recipe: Recipe, manifest: Mapping[str, Any]) -> str:
     weights = manifest.get("weights") or {}
-    told = [f"{key} `{weights[key]}`" for key in ("commit", "sha256") if weights.get(key)]
+    told = [f"as {weights['source']}"] if weights.get("source") in ("gguf", "folder") else []
+    told += [f"{key} `{weights[key]}`" for key in ("commit", "sha256") if weights.get(key)]
     told += [f"revision {recipe.model.revision}"] if recipe.model.revision else []
     return f" ({', '.join(told)})" if told else ""
 
