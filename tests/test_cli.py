@@ -22,6 +22,10 @@ from helpers_pipeline import scripted_recipe
 from sdft import cli
 
 Run = Callable[..., tuple[int, str, str]]
+COMMANDS = (
+    "run", "distill", "select", "train", "eval", "analyze", "report", "sweep", "check", "render", "score", "list",
+    "init", "doctor", "recipe-schema", "export", "chat", "gate", "plan",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -54,8 +58,36 @@ def recipe(tmp_path: Path) -> Path:
 def test_help_names_every_command(sdft: Run) -> None:
     code, out, _ = sdft("--help")
     assert code == 0
-    for command in ("run", "distill", "select", "train", "eval", "report", "gate", "check", "render", "score", "list"):
+    for command in COMMANDS:
         assert re.search(rf"^  {command}  ", out, re.MULTILINE), command
+    assert "--install-completion" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_shows_examples(sdft: Run, command: str) -> None:
+    code, out, _ = sdft(command, "--help")
+    assert code == 0
+    examples = re.split(r"^  Examples?:$", out, maxsplit=1, flags=re.MULTILINE)[1].strip().splitlines()
+    assert all(f"sdft {command}" in line for line in examples), examples
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("run dem", "demo"), ("run reference/gs", "reference/gsm8k"), ("exp", "export"), ("list che", "checks")],
+)
+def test_the_shell_completes_commands_recipes_and_choices(typed: str, completed: str, tmp_path: Path) -> None:
+    words = f"sdft {typed}"
+    told = {"_SDFT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = "import sys; sys.argv = ['sdft']; from sdft.cli import main; main()"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **told},
+        cwd=tmp_path,
+    )
+    assert completed in said.stdout.split()
 
 
 def test_version(sdft: Run) -> None:
@@ -125,7 +157,8 @@ def test_a_scoreboard_has_no_negative_zero() -> None:
 
 def test_quiet_says_nothing_but_results(sdft: Run, recipe: Path) -> None:
     code, out, err = sdft("run", recipe, "--quiet")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert [line.partition(" only")[0] for line in err.splitlines()] == ["warning: select:"]
     assert "reply_words" in out
 
 
@@ -178,6 +211,88 @@ def test_check_tells_wrong_keys_and_missing_things_together(sdft: Run, recipe: P
     assert "did you mean 'train'?" in err
     assert "  - model './nowhere'" in err
     assert "  - data: none.jsonl" in err
+
+
+def test_check_quotes_the_line_of_a_problem(sdft: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: m/m\ntrain:\n  epochz: 3\n", encoding="utf-8")
+    code, _, err = sdft("check", tmp_path / "mine.yaml", "methods=[]")
+    assert code == 2
+    assert err.splitlines()[1:] == [
+        f"  - train.epochz: unknown key; did you mean 'epochs'? ({tmp_path}/mine.yaml:3:3)",
+        "        epochz: 3", "        ^",
+    ]  # fmt: skip
+
+
+def test_check_warns_of_what_is_not_wrong(sdft: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdft.benchmarks.drift import Drift
+    from sdft.data import load_examples
+
+    data_folder("gsm8k")
+    data = str(recipe.parent / "data.jsonl")
+    monkeypatch.setattr(Drift, "examples", lambda self: load_examples(data, limit=3))
+    settings = (
+        "model=gpt/gpt2-base",
+        "distill.engine=transformers",
+        "evaluate.benchmarks=[{name: gsm8k, limit: 9}, drift]",
+    )
+    code, _, err = sdft("check", recipe, "--data", "methods=[sft]", *settings)
+    assert code == 0
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert ["base model" in warnings[0], "'gsm8k' asks 9 rows" in warnings[1], "'drift' asks what" in warnings[2]] == [
+        True
+    ] * 3
+    assert len(warnings) == 3
+
+
+def test_init_writes_a_recipe_that_check_takes(sdft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from helpers_pipeline import write_data
+
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "sums.jsonl", 4)
+    code, out, err = sdft("init")
+    assert (code, err) == (0, "")
+    assert out.count("\n--- ") + out.startswith("--- ") == 2, "two prompts"
+    assert "3 plus 4 is" in out or "0 plus 4 is" in out
+    assert "sums.jsonl: 4 rows looked at; prompts in column 'instruction', replies in 'output'; replies: numbers" in out
+    assert sdft("check", "sums.yaml")[0] == 0
+    code, _, err = sdft("init", "--model", "./nowhere", "--out", "other.yaml")
+    assert code == 2
+    assert "no such folder" in err
+    assert not (tmp_path / "other.yaml").exists()
+
+
+def test_doctor_exits_with_2_where_nothing_can_run(sdft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdft import doctor
+
+    findings = [
+        doctor.Finding("ok", "Python"),
+        doctor.Finding("missing", "a sandbox " * 12, "apt-get install bubblewrap"),
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda: findings)
+    code, out, _ = sdft("doctor")
+    assert code == 0
+    assert out.splitlines()[0] == "ok       Python"
+    assert out.splitlines()[-1] == "         → apt-get install bubblewrap"
+    assert max(map(len, out.splitlines())) <= 80
+    findings.append(doctor.Finding("broken", "torch", "pip install torch"))
+    assert sdft("doctor")[0] == 2
+
+
+def test_doctor_looks_at_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sdft import doctor
+
+    monkeypatch.setenv("SDFT_DATA_DIR", str(tmp_path / "gone"))
+    found = {finding.text.partition(":")[0].partition(" (")[0].split()[0]: finding for finding in doctor.examine()}
+    assert {"Python", "packages", "device", "memory", "disk,", "datasets", "extra", "hub", "sandbox"} <= set(found)
+    assert all(finding.state != "broken" for finding in found.values())
+    assert "gone" in found["datasets"].text
+    assert found["datasets"].mend
+
+
+def test_recipe_schema_is_json(sdft: Run) -> None:
+    code, out, _ = sdft("recipe-schema")
+    assert code == 0
+    assert json.loads(out)["properties"]["train"]
 
 
 def test_check_names_missing_trackers(sdft: Run, recipe: Path) -> None:

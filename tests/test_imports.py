@@ -13,14 +13,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "sdft"
 LAYERS = (
     {"errors", "records"},
     {"rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox", "length_control"},
-    {"memory"},
+    {"memory", "thinking"},
     {"engines"},
     {"judge"},
     {"benchmarks", "rendering", "candidates", "report"},
     {"recipe"},
-    {"stages", "manifest", "inspection", "training", "analysis"},
-    {"pipeline", "api"},
-    {"scoreboard", "untrained", "grid", "comparing", "gate", "planning"},
+    {"stages", "manifest", "inspection", "cautions", "training", "analysis"},
+    {"pipeline", "api", "starter", "doctor", "recipe_schema"},
+    {"scoreboard", "untrained", "grid", "comparing", "gate", "planning", "cards", "export", "chat"},
     {"cli"},
     {"__init__", "__main__"},
 )

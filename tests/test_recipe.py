@@ -132,15 +132,43 @@ def test_two_ways_to_one_base_are_no_circle(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, top="extends: [one.yaml, two.yaml]\n")).seed == 1
 
 
-def test_a_problem_names_the_base_that_it_comes_from(tmp_path: Path) -> None:
-    base = "model: m\ntrain: {epochs: many, epoch: 1}\nevaluate: {benchmarks: [{name: drift, limt: 3}]}\n"
-    path = write(tmp_path, mine="extends: base.yaml\ndata: {dataset: d, limt: 5}\n", base=base)
+def test_a_problem_quotes_the_line_that_it_comes_from(tmp_path: Path) -> None:
+    base = "model: m\ntrain: {epochs: many, epoch: 1}\nevaluate:\n  benchmarks:\n    - {name: drift, limt: 3}\n"
+    mine = "extends: base.yaml\ndata: {dataset: d, limt: 5}\ndistill:\n  temperature: 0\n  candidates: 2\n"
+    path = write(tmp_path, mine=mine, base=base)
     with pytest.raises(RecipeError) as raised:
         load_recipe(path, ["train.epochs=[]"])
-    found = {problem.partition(":")[0]: problem for problem in raised.value.problems}
-    assert set(found) == {"train.epochs", "train.epoch", "evaluate.benchmarks.0.limt", "data.limt"}
-    told = {key for key, problem in found.items() if problem.endswith(f" (in {tmp_path / 'base.yaml'})")}
-    assert told == {"train.epoch", "evaluate.benchmarks.0.limt"}, "not what the recipe or the command line says"
+    found = {problem.partition(": ")[0]: problem.splitlines()[1:] for problem in raised.value.problems}
+    assert found.pop("train.epochs") == [], "said on the command line"
+    for key, (quote, mark) in found.items():
+        assert quote[mark.index("^") :].startswith(key.rpartition(".")[2] if key != "distill" else "candidates"), key
+    places = {
+        problem.partition(": ")[0]: problem.splitlines()[0].rpartition("(")[2]
+        for problem in raised.value.problems
+        if problem.splitlines()[1:]
+    }
+    assert places == {
+        "train.epoch": f"{tmp_path}/base.yaml:2:23)",
+        "evaluate.benchmarks.0.limt": f"{tmp_path}/base.yaml:5:21)",
+        "data.limt": f"{path}:2:20)",
+        "distill": f"{path}:5:3)",
+    }
+
+
+def test_what_a_recipe_replaces_is_not_quoted_from_its_base(tmp_path: Path) -> None:
+    base = "model: m\nmethods: []\nevaluate: {benchmarks: [{name: drift, limit: 1}]}\n"
+    path = write(tmp_path, mine="extends: base.yaml\nevaluate:\n  benchmarks: [drift, gsm9k]\n", base=base)
+    with pytest.raises(RecipeError, match=r"gsm8k'\? \(\S*mine\.yaml:3:23\)"):
+        load_recipe(path)
+
+
+def test_long_lines_are_quoted_around_the_column(tmp_path: Path) -> None:
+    path = write(tmp_path, mine=f"model: m\nprompt: {{system: {'x' * 200}, trian: plain}}\n")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path, ["methods=[]"])
+    _, quote, mark = raised.value.problems[0].splitlines()
+    assert quote[mark.index("^") :].startswith("trian: plain")
+    assert len(quote) < 80
 
 
 @given(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -123,3 +123,22 @@ class Console:
         for row in rows:
             table.add_row(*row)
         RichConsole(file=sys.stdout).print(table)
+
+    def side_by_side(self, states: Iterable[dict[str, str]]) -> None:
+        """Show texts that grow, a column for each name, on stdout; without a terminal, below one another at the end."""
+        if not sys.stdout.isatty():
+            for name, text in [{}, *states][-1].items():
+                print(f"{name}: {text.strip()}")
+            return
+        from rich.console import Console as RichConsole
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        with Live(console=RichConsole(file=sys.stdout), refresh_per_second=12, vertical_overflow="visible") as live:
+            for state in states:
+                columns = Table(box=None, expand=True, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+                for name in state:
+                    columns.add_column(name, ratio=1, overflow="fold")
+                columns.add_row(*(Text(text.strip()) for text in state.values()))
+                live.update(columns)

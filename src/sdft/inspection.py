@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdft.benchmarks import AnyBenchmark, Benchmark, BfclSimple, HarnessBenchmark, ReasoningGym
+from sdft.cautions import overlap_lines, overlaps
 from sdft.checks import AnyCheck, CallAst, first_failure
 from sdft.data import GENERATED, BadRow, DataConfig, iter_examples, registered
 from sdft.data.files import read_lines
@@ -42,6 +43,11 @@ def failing_golds(recipe: Recipe) -> tuple[int, list[str], list[str]]:
             why = verdict.reason + (f" ({verdict.detail})" if verdict.detail else "")
             failing.append(f"row {row} ({example.id}): {why}: {example.reference[:60]!r}")
     return count, failing, [str(row) for row in bad]
+
+
+def shared_rows(recipe: Recipe) -> list[str]:
+    """A line for each benchmark that asks what the training data holds. Raises DataError."""
+    return overlap_lines(overlaps(recipe, iter_examples(recipe.data, []) if recipe.data else ()))
 
 
 # Rendering

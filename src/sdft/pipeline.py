@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
+from sdft.cautions import at_start, overlap_lines, overlaps
 from sdft.console import Console
 from sdft.data.config import DataConfig
 from sdft.engines import AnyEngine, AutoSettings, OpenAISettings
@@ -23,8 +24,9 @@ from sdft.manifest import write_manifest
 from sdft.models import ModelConfig, identify, pick_device, resolve
 from sdft.models import lacking as model_lacking
 from sdft.recipe import AnalyzeConfig, Method, Recipe, dump_recipe, load_recipe, recipe_file
+from sdft.records import Example
 from sdft.rendering import needs_tokenizer
-from sdft.rundir import RunDir, atomic_write
+from sdft.rundir import Jsonl, RunDir, atomic_write
 from sdft.training.ranks import agree, rank, world_size
 
 SEED = "seed"
@@ -37,6 +39,10 @@ SPEED_ONLY = {
 
 JUDGING = ("judge_model", "orders", "difficulty")
 """Settings of benchmarks that bear on how finished replies are judged."""
+
+
+TRACKERS = {"mlflow": "mlflow-skinny"}
+"""Trackers whose package has another name than what is imported."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,12 @@ def run(
         skipped = [stage.name for stage in wanted if stage not in todo]
         if todo and skipped:
             console.say(f"finished before: {', '.join(skipped)}")
+        for line in at_start(recipe) if any(stage.name != "report" for stage in todo) else ():
+            console.warn(line)
+        with_data = next((stage for stage in todo if stage.name != "data"), None)
         for stage in todo:
+            if stage is with_data:
+                _warn_of_overlaps(recipe, run_dir, todo, console)
             _work(stage, recipe, run_dir, console, _weights(stage, recipe, run_dir, stages))
             write_manifest(run_dir, recipe, [stage.name for stage in stages])
     return RunResult(recipe, folder, tuple(stage.name for stage in todo))
@@ -146,6 +157,14 @@ def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> tuple[str,
 
 def _on_cpu(recipe: Recipe) -> bool:
     return world_size() > 1 and pick_device(recipe.model.device).type == "cpu"
+
+
+def _warn_of_overlaps(recipe: Recipe, run_dir: RunDir, todo: Sequence[Stage], console: Console) -> None:
+    """Say which test rows stand in the training data, before hours are spent on them."""
+    data = run_dir / "data/train.jsonl"
+    if recipe.methods and data.is_file() and any(stage.name.startswith("eval/") for stage in todo):
+        for line in overlap_lines(overlaps(recipe, Jsonl(data, Example))):
+            console.warn(line)
 
 
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
@@ -307,7 +326,7 @@ def _lacking_benchmarks(benchmarks: Iterable[AnyBenchmark]) -> list[str]:
 def _lacking_trackers(names: Iterable[str]) -> list[str]:
     """Experiment trackers that are packages of the same name."""
     return [
-        f"train.report_to: the package {name} is not installed: pip install {name}"
+        f"train.report_to: the package {name} is not installed: pip install {TRACKERS.get(name, name)}"
         for name in names
         if name in ("wandb", "mlflow", "tensorboard", "comet_ml", "trackio") and find_spec(name) is None
     ]
@@ -387,15 +406,20 @@ def plan(recipe: Recipe) -> list[Stage]:
     for section in ("distill", "evaluate"):
         engine = tree[section]["engine"]
         tree[section]["engine"] = {key: value for key, value in engine.items() if key not in SPEED_ONLY}
+    del tree["evaluate"]["expected_gain"]  # nothing is made with it
     tree["evaluate"]["benchmarks"] = {
         b["label"] or b["name"]: {key: value for key, value in b.items() if key not in SPEED_ONLY}
         for b in tree["evaluate"]["benchmarks"]
     }
 
+    if recipe.prompt.thinking == "auto":  # as ever: folders of runs that know no thinking stay valid
+        del tree["prompt"]["thinking"]
+
     def reads(sections: str, prompt: str, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """These sections and prompt keys of the recipe, beside what the stages before it read."""
         before = before or {}
-        parts = {**before.get("prompt", {}), **{key: tree["prompt"][key] for key in prompt.split()}}
+        keys = [*prompt.split(), *(key for key in ("thinking",) if key in tree["prompt"])]
+        parts = {**before.get("prompt", {}), **{key: tree["prompt"][key] for key in keys}}
         return {**before, **{key: tree[key] for key in sections.split()}, "prompt": parts}
 
     data = {"data": tree["data"]}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field
 
-from sdft import errors
+from sdft import errors, thinking
 from sdft.errors import PromptError
 from sdft.records import Example, Message, Settings
 
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Style = Literal["chat", "verbatim"]
+THINKING: dict[str, dict[str, Any]] = {
+    "always": {"enable_thinking": True},
+    "never": {"enable_thinking": False},
+    "auto": {},
+    "keep": {},
+}
+"""What the setting `thinking` tells a chat template."""
 SHOWN = re.compile(r"\{\{ (\w+)")
 
 
@@ -54,6 +61,10 @@ class PromptConfig(Settings):
     reply_prefix: str = ""
     """Text that begins the rewrite for the model; it is not part of the rewrite. Chat style; verbatim
     templates bring their own."""
+    thinking: Literal["auto", "always", "never", "keep"] = "auto"
+    """For models that think before they reply. `always` and `never` ask the chat template for it
+    (`enable_thinking`), `auto` leaves it to the template; what stands in `<think>…</think>` is kept out of the
+    reply, and counted. `keep`: as `auto`, and the thought is part of the reply."""
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     """Prompts longer than this are over-long. None: what the model's context leaves after the reply."""
     on_long: Literal["error", "skip", "truncate_left"] = "error"
@@ -219,8 +230,9 @@ class Renderer:
         return self._render(Origin(template, example, example.reference, prefix))
 
     def train(self, example: Example) -> Prompt:
-        """The plain prompt to train with."""
-        return self._render(Origin(_strictly(self.config.train, self.config.style), example, None, ""))
+        """The plain prompt to train with. A thought that a chat template begins is ended, for the reply is none."""
+        prompt = self._render(Origin(_strictly(self.config.train, self.config.style), example, None, ""))
+        return prompt if self.config.thinking == "keep" else replace(prompt, text=thinking.ended(prompt.text))
 
     def infer(self, example: Example, template: str | None = None) -> Prompt:
         """The plain prompt for evaluation; `template` goes before the recipe's and may be of either style."""
@@ -320,7 +332,10 @@ class Renderer:
             raise PromptError(f"{self.tokenizer.name_or_path or 'the tokenizer'} has no chat template; {way_out}")
         try:
             text = self.tokenizer.apply_chat_template(
-                [turn.model_dump() for turn in turns], tokenize=False, add_generation_prompt=add_generation_prompt
+                [turn.model_dump() for turn in turns],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **THINKING[self.config.thinking],
             )
         except jinja2.TemplateError as error:
             raise PromptError(f"the model's chat template refuses a conversation ({error})") from None

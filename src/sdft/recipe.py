@@ -11,7 +11,8 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -124,7 +125,7 @@ class TrainConfig(Settings):
     save_steps: int = Field(default=200, ge=1)
     """A checkpoint to resume from, every so many optimizer steps."""
     report_to: tuple[str, ...] = ()
-    """`wandb`, `mlflow`, `tensorboard` …: transformers' own integrations."""
+    """`wandb`, `mlflow`, `tensorboard` …: transformers' own integrations, set up by their own environment variables."""
 
 
 class EvaluateConfig(Settings):
@@ -133,6 +134,8 @@ class EvaluateConfig(Settings):
     benchmarks: tuple[AnyBenchmark, ...] = ()
     engine: AnyEngine = TransformersSettings()
     sampling: Sampling = Sampling()
+    expected_gain: float = Field(default=0.1, gt=0, le=1)
+    """The gain on the task that you hope for, as a share: a warning says where a test set is too small to show it."""
 
     @field_validator("benchmarks")
     @classmethod
@@ -224,6 +227,8 @@ class Recipe(Settings):
             way_out = f"leave it out, or set {section}.engine.endpoint=completions"
             if prompt.max_prompt_tokens:
                 raise ValueError(f"prompt.max_prompt_tokens: a server that takes turns counts tokens itself; {way_out}")
+            if prompt.thinking in ("always", "never"):
+                raise ValueError(f"prompt.thinking: a server that takes turns decides that by itself; {way_out}")
             if prompt.reply_prefix and section == "distill":
                 raise ValueError(f"prompt.reply_prefix: a server that takes turns begins replies itself; {way_out}")
         served = self.evaluate.engine
@@ -262,11 +267,11 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     problems: list[str] = []
     if isinstance(source, Mapping):
         where = "recipe"
-        tree, origins = _extended(_copy(source), ())
+        tree, places = _extended(_copy(source), {}, ())
     else:
         path = recipe_file(source)
         where = str(path)
-        tree, origins = _extended(_read_yaml(path), (path,))
+        tree, places = _extended(*_read_yaml(path), (path,))
         tree.setdefault("name", path.stem)
     for override in overrides:
         problem = _apply_override(tree, override)
@@ -282,7 +287,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         recipe = None
     problems += _prompt_problems(tree)
     if problems or recipe is None:
-        problems = [problem + _from_base(problem, origins, overrides) for problem in problems]
+        problems = [problem + _place_of(problem, places, overrides) for problem in problems]
         raise RecipeError.of(where, problems, _sound_sections(tree))
     return recipe
 
@@ -299,32 +304,39 @@ def recipe_file(source: str | Path) -> Path:
 # Recipes that extend others
 
 
-def _extended(tree: dict[str, Any], chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
-    """A recipe on top of those that it extends, and by dotted key the file of what they gave.
+def _extended(
+    tree: dict[str, Any], own: dict[str, Place], chain: tuple[Path, ...]
+) -> tuple[dict[str, Any], dict[str, Place]]:
+    """A recipe on top of those that it extends, and by dotted key the place where each key of the whole stands.
 
-    `chain` are the files that led here, this recipe's own last.
+    `own` are the places of the recipe's own keys, `chain` the files that led here, this recipe's own last.
     """
     bases = tree.pop("extends", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     way = " → ".join(str(path) for path in chain) or "recipe"
+    at = own["extends"].quoted() if "extends" in own else ""
     if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
-        raise RecipeError(f"{way}: extends: the path of a recipe, or a list of them, not {bases!r}")
+        raise RecipeError(f"{way}: extends: the path of a recipe, or a list of them, not {bases!r}{at}")
     _expand_names(tree)
     merged: dict[str, Any] = {}
-    origins: dict[str, Path] = {}
+    places: dict[str, Place] = {}
     for base in bases:
         path = Path(os.path.normpath((chain[-1].parent if chain else Path()) / base))
         if path.resolve() in {before.resolve() for before in chain}:
-            raise RecipeError(f"{way} → {path}: recipes extend one another in a circle; take one `extends` out")
+            raise RecipeError(f"{way} → {path}: recipes extend one another in a circle; take one `extends` out{at}")
         if not path.is_file():
-            raise RecipeError(f"{way} → {path}: there is no such recipe to extend")
-        below, given = _extended(_read_yaml(path), (*chain, path))
+            raise RecipeError(f"{way} → {path}: there is no such recipe to extend{at}")
+        below, given = _extended(*_read_yaml(path), (*chain, path))
         below.pop("name", None)
         merged = _merged(merged, below)
-        origins |= {key: given.get(key, path) for key in _leaves(below)}
-    for key in _leaves(tree):
-        origins.pop(key, None)
-    return _merged(merged, tree), origins
+        places = _placed(places, given, below)
+    return _merged(merged, tree), _placed(places, own, tree)
+
+
+def _placed(below: dict[str, Place], above: dict[str, Place], tree: dict[str, Any]) -> dict[str, Place]:
+    """The places of two recipes as one; what `tree`, the upper one, replaces has none below."""
+    leaves = tuple(f"{key}." for key in _leaves(tree))
+    return {key: place for key, place in below.items() if not f"{key}.".startswith(leaves)} | above
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -347,13 +359,16 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _from_base(problem: str, origins: Mapping[str, Path], overrides: Iterable[str]) -> str:
-    """` (in base.yaml)` behind a problem with a key that a base gave."""
-    key = problem.partition(": ")[0]
+def _place_of(problem: str, places: Mapping[str, Place], overrides: Iterable[str]) -> str:
+    """Where the key of a problem stands, quoted; empty for what came from elsewhere, such as the command line."""
+    key, _, message = problem.partition(": ")
+    inner = message.partition(": ")[0]  # a section's own validator names a key of it: `distill: candidates: …`
     if any(f"{key}.".startswith(f"{override.partition('=')[0]}.") for override in overrides):
         return ""
-    found = next((path for own, path in origins.items() if f"{key}.".startswith(f"{own}.")), None)
-    return f" (in {found})" if found else ""
+    parts = key.split(".")
+    prefixes = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    found = next((places[name] for name in [f"{key}.{inner}", *prefixes] if name in places), None)
+    return found.quoted() if found else ""
 
 
 def _sound_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -420,10 +435,12 @@ class _Loader(_Base):  # type: ignore[valid-type, misc]
     """Safe YAML in which `1e-4` is a number (YAML 1.1 wants `1.0e-4`) and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", node.start_mark)
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+            keys.append(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
@@ -433,20 +450,67 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands in a recipe file. Lines and columns are counted from 1."""
+
+    path: Path
+    line: int
+    column: int
+    text: str
+    """The line."""
+
+    def quoted(self) -> str:
+        """` (mine.yaml:4:9)`, and below it the line with a mark under the column."""
+        start = max(0, self.column - 1 - QUOTED // 2)
+        shown = self.text[start : start + QUOTED].rstrip()
+        return f" ({self.path}:{self.line}:{self.column})\n      {shown}\n      {' ' * (self.column - 1 - start)}^"
+
+
+QUOTED = 70
+"""Characters of a line that are quoted."""
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Place]]:
+    """A recipe file, and by dotted key where each of its keys and list items stands."""
+    lines: list[str] = []
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            tree = loader.construct_document(node) if node else None
+        finally:
+            loader.dispose()
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; `sdft list recipes` shows those that come with sdft") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise RecipeError(f"{path}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        where, quoted = (f":{mark.line + 1}:{mark.column + 1}", _at(path, mark, lines).quoted()) if mark else ("", "")
+        quote = quoted.partition("\n")[1] + quoted.partition("\n")[2]
+        raise RecipeError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}){quote}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys such as `model:` and `data:`")
-    return tree
+    return tree, {key: _at(path, mark, lines) for key, mark in _marks(node)}
+
+
+def _at(path: Path, mark: Any, lines: Sequence[str]) -> Place:
+    return Place(path, mark.line + 1, mark.column + 1, lines[mark.line] if mark.line < len(lines) else "")
+
+
+def _marks(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key → mark: of the key in a mapping, of the item in a list."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", key.start_mark
+            yield from _marks(value, f"{prefix}{key.value}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield f"{prefix}{index}", value.start_mark
+            yield from _marks(value, f"{prefix}{index}.")
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> str | None:

@@ -92,6 +92,8 @@ class Rewrite(Record):
     prompt_tokens: int
     tokens: int
     error: str | None = None
+    thought: str = ""
+    """What a thinking model wrote in `<think>…</think>` before the text."""
 
 
 class Verdict(Record):
@@ -142,6 +144,8 @@ class Prediction(Record):
     """Metric name to this row's value."""
     group: str | None = None
     """A category within the benchmark, such as `writing`."""
+    thought: str = ""
+    """What a thinking model wrote in `<think>…</think>` before the reply."""
 
 
 class ReplyNll(Record):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sdft.console import Console
 from sdft.pipeline import SEED, RunResult
+from sdft.recipe import Recipe
 from sdft.records import Comparison, Metric, Score
 from sdft.rundir import read_json
 
 
 def show_scoreboard(result: RunResult, console: Console) -> None:
-    """Print a row for each metric and a column for each model.
+    """Print a row for each metric and a column for each model."""
+    models, rows = score_rows(result.recipe, result.path)
+    if rows:
+        title = f"{result.path.name}: value [95 % interval]; below it, the difference to the seed"
+        console.table(title, ["", *models], rows)
+
+
+def score_rows(recipe: Recipe, run: Path) -> tuple[list[str], list[list[str]]]:
+    """The models, and for each metric a row: its name, then a cell for each model.
 
     A cell holds the value with its 95 % interval and, below it, the paired difference to the seed with its own.
     Shares are in percent.
     """
-    run, recipe = result.path, result.recipe
     scores = {
         (score.benchmark, score.metric, score.model): score
         for path in sorted(run.glob("eval/*/*/scores.json"))
@@ -36,8 +46,7 @@ def show_scoreboard(result: RunResult, console: Console) -> None:
                 cells = [_cell(scores.get(key), differences.get(key), metric) for key in keys]
                 arrow = {"higher": " ↑", "lower": " ↓", "neither": ""}[metric.better]
                 rows.append([f"{label}\n{name}{arrow}", *cells])
-    if rows:
-        console.table(f"{run.name}: value [95 % interval]; below it, the difference to the seed", ["", *models], rows)
+    return models, rows
 
 
 def _cell(score: Score | None, difference: Comparison | None, metric: Metric) -> str:

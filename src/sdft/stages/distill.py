@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
+from sdft import thinking
 from sdft.candidates import PROMPT_TOO_LONG, RewriteIndex, judge
 from sdft.checks import Check
 from sdft.console import Console
@@ -53,7 +54,8 @@ class Distillation:
         self, candidate: int, engine: Engine, prompter: Prompter, sampling: Sampling, seed: int
     ) -> Iterator[Rewrite]:
         """Ask once for every example whose earlier candidates all failed; yield rewrites as they finish."""
-        flying: dict[str, Example] = {}
+        flying: dict[str, tuple[Example, bool]] = {}
+        keep = prompter.renderer.config.thinking == "keep"
         refused: list[Example] = []
 
         def requests() -> Iterator[Request]:
@@ -63,7 +65,7 @@ class Distillation:
                 if prompt is None:
                     refused.append(example)
                     continue
-                flying[example.id] = example
+                flying[example.id] = example, thinking.opens(prompt.text)
                 own_seed = seed_for(seed, "distill", example.id, candidate)
                 yield Request(example.id, prompt.text, own_seed, prompt.stop, shared, prompt.messages)
 
@@ -72,11 +74,13 @@ class Distillation:
                 none = Completion(
                     id=refused[0].id, text="", finish="error", prompt_tokens=0, tokens=0, error=PROMPT_TOO_LONG
                 )
-                yield self._note(refused.pop(0), _rewrite(none, candidate))
+                yield self._note(refused.pop(0), _rewrite(none, candidate, ""))
 
         for completion in engine.generate(requests(), sampling):
             yield from too_long()
-            yield self._note(flying.pop(completion.id), _rewrite(completion, candidate))
+            example, opened = flying.pop(completion.id)
+            reply, thought = (completion, "") if keep else thinking.without(completion, opened)
+            yield self._note(example, _rewrite(reply, candidate, thought))
         yield from too_long()
 
     def _wanting(self, candidate: int) -> Iterator[Example]:
@@ -92,8 +96,9 @@ class Distillation:
         return rewrite
 
 
-def _rewrite(completion: Completion, candidate: int) -> Rewrite:
-    return Rewrite(example_id=completion.id, candidate=candidate, **completion.model_dump(exclude={"id"}))
+def _rewrite(completion: Completion, candidate: int, thought: str) -> Rewrite:
+    fields = completion.model_dump(exclude={"id"})
+    return Rewrite(example_id=completion.id, candidate=candidate, thought=thought, **fields)
 
 
 def distill(
@@ -165,14 +170,18 @@ def run_distill(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     bill = [f"distill: {note}" for note in engine.notes()] if isinstance(engine, TransformersEngine) else []
     finishes: Counter[str] = Counter()
     prompt_tokens = tokens = 0
+    thoughts: list[int] = []
     for rewrite in read_jsonl(path, Rewrite):
         finishes[rewrite.error or rewrite.finish] += 1
+        thoughts += [len(rewrite.thought.split())] if rewrite.thought else []
         prompt_tokens, tokens = prompt_tokens + rewrite.prompt_tokens, tokens + rewrite.tokens
     settings = recipe.distill.engine
     if isinstance(settings, OpenAISettings) and settings.priced:
         bill += [f"distill: {settings.bill(prompt_tokens, tokens)}"]
     asked = finishes.total() - finishes[PROMPT_TOO_LONG]
     bill += [f"distill: {note}" for note in beyond_needed(run / "distill/requests.txt", asked)]
+    if thoughts:
+        bill.append(f"distill: {thinking.note(thoughts, finishes.total())}")
     return bill + [
         f"distill: {count} replies {'were cut at the token limit' if why == 'length' else 'failed: ' + why}"
         for why, count in sorted(finishes.items())

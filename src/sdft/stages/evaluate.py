@@ -9,9 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
+from sdft import thinking
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
+from sdft.cautions import overlap_lines, overlaps
 from sdft.console import Console
 from sdft.engines import Continuation, DistributionEngine, Engine, Request, Sampling, open_engine
 from sdft.engines.openai import OpenAIEngine, beyond_needed
@@ -24,6 +26,8 @@ from sdft.rendering import Prompter, open_prompter
 from sdft.rundir import JsonlWriter, RunDir, read_jsonl, seed_for, write_json, write_jsonl
 from sdft.stats import compare, score
 
+Reply = tuple[Example, Completion, str]
+"""What a reply answers, the reply, and the thought before it."""
 SEED = "seed"
 """The name of the untuned model under `eval/`."""
 
@@ -45,7 +49,8 @@ def evaluate(
     has a verdict that says so and no values: it is left out of the scores, not counted as wrong.
     """
     template = benchmark.template_for(prompter.renderer.config.style)
-    flying: dict[str, Example] = {}
+    flying: dict[str, tuple[Example, bool]] = {}
+    keep = prompter.renderer.config.thinking == "keep"
     refused: list[Example] = []
 
     def requests() -> Iterator[Request]:
@@ -55,26 +60,31 @@ def evaluate(
             if prompt is None:
                 refused.append(example)
                 continue
-            flying[example.id] = example
+            flying[example.id] = example, thinking.opens(prompt.text)
             yield Request(
                 example.id, prompt.text, seed_for(seed, "eval", label_of(benchmark), example.id), prompt.stop,
                 shared, prompt.messages,
             )  # fmt: skip
 
-    replies = ((flying.pop(reply.id), reply) for reply in engine.generate(requests(), sampling))
-    yield from _all_judged(benchmark, replies, values or {})
+    def replies() -> Iterator[Reply]:
+        for completion in engine.generate(requests(), sampling):
+            example, opened = flying.pop(completion.id)
+            reply, thought = (completion, "") if keep else thinking.without(completion, opened)
+            yield example, reply, thought
+
+    yield from _all_judged(benchmark, replies(), values or {})
     for example in refused:
         none = Completion(id=example.id, text="", finish="error", prompt_tokens=0, tokens=0, error=PROMPT_TOO_LONG)
-        yield _judged(benchmark, example, none, {})
+        yield _judged(benchmark, example, none, "", {})
 
 
 def _all_judged(
     benchmark: AnyBenchmark,
-    replies: Iterable[tuple[Example, Completion]],
+    replies: Iterable[Reply],
     values: Mapping[str, Mapping[str, float]],
 ) -> Iterator[Prediction]:
     """Judge replies in the order that they come in; some benchmarks' several at a time, while the engine goes on."""
-    jobs = ((benchmark, example, reply, values.get(example.id, {})) for example, reply in replies)
+    jobs = ((benchmark, example, reply, thought, values.get(example.id, {})) for example, reply, thought in replies)
     if not benchmark.PARALLEL:
         yield from (_judged(*job) for job in jobs)
         return
@@ -92,7 +102,9 @@ def _all_judged(
         pool.shutdown(cancel_futures=True)
 
 
-def _judged(benchmark: AnyBenchmark, example: Example, completion: Completion, more: Mapping[str, float]) -> Prediction:
+def _judged(
+    benchmark: AnyBenchmark, example: Example, completion: Completion, thought: str, more: Mapping[str, float]
+) -> Prediction:
     if completion.finish == "error":
         reason = PROMPT_TOO_LONG if completion.error == PROMPT_TOO_LONG else "generation_error"
         verdict = Verdict(ok=False, reason=reason, detail=completion.error or "")
@@ -109,6 +121,7 @@ def _judged(benchmark: AnyBenchmark, example: Example, completion: Completion, m
         verdict=verdict,
         values=values,
         group=benchmark.groups(example),
+        thought=thought,
     )
 
 
@@ -208,9 +221,10 @@ def _divergences(
         if not isinstance(tuned, DistributionEngine) or not isinstance(seed, DistributionEngine):
             return {}
         template = drift.template_for(prompter.renderer.config.style)
+        keep = prompter.renderer.config.thinking == "keep"
         prompts = [(example, prompter.infer(example, template, sampling)) for example in examples]
         items = [  # a seed that said nothing, or failed, gives nothing to measure along
-            Continuation(example.id, prompt.text, said[example.id])
+            Continuation(example.id, prompt.text if keep else thinking.ended(prompt.text), said[example.id])
             for example, prompt in prompts
             if prompt and said[example.id]
         ]
@@ -242,6 +256,8 @@ def _write_scores(
     failed = Counter(p.verdict.reason for p in replies if p.finish == "error")
     cut = sum(p.finish == "length" for p in replies)
     notes = [*benchmark.notes()]
+    thoughts = [len(p.thought.split()) for p in replies if p.thought]
+    notes += [thinking.note(thoughts, len(replies))] if thoughts else []
     notes += [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
     notes += beyond_needed(path.with_name("requests.txt"), len(replies) - failed[PROMPT_TOO_LONG])
     if cut and sampling:
@@ -280,7 +296,10 @@ def _group_means(predictions: Iterable[Prediction]) -> dict[str, dict[str, float
 
 
 def run_compare(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
-    """Write `eval/comparisons.json`: each tuned model against the seed, and sdft against sft, row by row."""
+    """Write `eval/comparisons.json`: each tuned model against the seed, and sdft against sft, row by row.
+
+    Returns a note for each benchmark that asks what the training data holds.
+    """
     pairs = [(method, SEED) for method in recipe.methods]
     if {"sdft", "sft"} <= set(recipe.methods):
         pairs.append(("sdft", "sft"))
@@ -294,4 +313,5 @@ def run_compare(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
             )
             comparisons += compare(model, baseline, label, benchmark.metrics(), rows, others)
     write_json(run / "eval/comparisons.json", [comparison.model_dump() for comparison in comparisons])
-    return []
+    data = run / "data/train.jsonl"
+    return overlap_lines(overlaps(recipe, read_jsonl(data, Example))) if recipe.methods and data.is_file() else []

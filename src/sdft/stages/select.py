@@ -11,6 +11,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from sdft.candidates import RewriteIndex, judge
+from sdft.cautions import few_rewrites
 from sdft.checks import Check
 from sdft.console import Console
 from sdft.data import as_messages, as_row
@@ -95,6 +96,7 @@ class Summary:
         self.examples = self.rewritten = self.identical = 0
         self.reasons: Counter[str] = Counter()
         self.candidate_reasons: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self.accepted_at: Counter[int] = Counter()
         self.words: dict[str, Counter[int]] = {"original": Counter(), "chosen": Counter()}
 
@@ -102,6 +104,7 @@ class Summary:
         """Count one choice."""
         self.examples += 1
         self.reasons[choice.verdict.reason] += 1
+        self.refused.update([choice.verdict.reason] if choice.source == "original" else [])
         self.candidate_reasons.update(candidate.verdict.reason for candidate in choice.candidates)
         if choice.candidate is not None:
             self.rewritten += 1
@@ -152,7 +155,10 @@ def run_select(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     counted = summary.as_json()
     write_json(folder / "summary.json", counted)
     console.say(f"select: {summary.rewritten} of {summary.examples} rewritten ({counted['share_rewritten']:.0%})")
-    return []
+    caution = few_rewrites(summary.examples, summary.rewritten, summary.refused)
+    if caution:
+        console.warn(caution)
+    return [caution] if caution else []
 
 
 def _json_line(value: Any) -> str:

@@ -73,7 +73,7 @@ def open_trainer(
         logging_steps=config.logging_steps,
         save_steps=config.save_steps,
         report_to=list(config.report_to) or "none",
-        run_name=folder.parent.name.strip("."),
+        run_name=_name(folder),
         seed=seed,
         data_seed=seed,
         use_cpu=device.type == "cpu",
@@ -107,6 +107,12 @@ def open_trainer(
             f"train.lora.target_modules: {config.lora.target_modules!r} does not fit {model.name}, whose modules are "
             f"{', '.join(modules)}; or use all-linear"
         ) from None
+
+
+def _name(checkpoints: Path) -> str:
+    """What trackers call a training: `mine-sdft`, for `mine/train/.sdft.part/checkpoints`."""
+    *_, run, _, part, _ = ("", "", "", *checkpoints.absolute().parts)
+    return f"{run}-{part.removeprefix('.').removesuffix('.part')}"
 
 
 def _peft(lora: LoraConfig | None, model: ModelConfig) -> Any:

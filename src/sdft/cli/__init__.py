@@ -12,24 +12,51 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sdft.cli import start, using
 from sdft.errors import DataError, RecipeError, SdftError
 
 if TYPE_CHECKING:
     from sdft.recipe import Recipe
 
+
+def shown(*examples: str) -> str:
+    """Commands as they stand below a command's help."""
+    return "\n".join(["\b", "Examples:" if len(examples) > 1 else "Example:", *(f"  {line}" for line in examples)])
+
+
 app = typer.Typer(
     name="sdft",
     help="Fine-tune language models without forgetting: from a dataset and a seed model to adapters and a report.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=shown(
+        "sdft init mine.jsonl        # a recipe for a dataset of yours",
+        "sdft run mine.yaml          # from dataset to report; the same again goes on",
+        "sdft chat runs/mine         # the result, beside the model it was made from",
+        "sdft doctor                 # what works here, and what is missing",
+    ),
 )
+
+
+def _recipes(incomplete: str) -> list[str]:
+    """For the shell: recipes by name, files and folders that begin so."""
+    from sdft.inspection import recipe_files
+
+    folder, _, begun = incomplete.rpartition("/")
+    here = list(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{begun}*"))
+    paths = [f"{path}/" if path.is_dir() else str(path) for path in here if path.is_dir() or path.suffix == ".yaml"]
+    return [*(name for name in recipe_files() if name.startswith(incomplete)), *sorted(paths)]
+
 
 RecipeArgument = Annotated[
     str,
-    typer.Argument(metavar="RECIPE", help="A recipe (a file, or a name from `sdft list recipes`), or a run's folder."),
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe (a file, or a name from `sdft list recipes`), or a run's folder.",
+        autocompletion=_recipes,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -88,25 +115,32 @@ def _options(
 # Running
 
 
-@app.command()
+@app.command(
+    epilog=shown(
+        "sdft run mine.yaml",
+        "sdft run mine.yaml name=longer train.epochs=4",
+        "sdft run chat/gsm8k model=Qwen/Qwen2.5-1.5B-Instruct data.limit=500",
+        "sdft run runs/mine --redo train",
+    )
+)
 def run(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
     """Run a recipe from dataset to report, or go on with it. Prints the scoreboard."""
     _run(recipe, overrides, quiet, redo=redo)
 
 
-@app.command()
+@app.command(epilog=shown("sdft distill mine.yaml"))
 def distill(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
     """Read the dataset and let the seed model rewrite its replies."""
     _run(recipe, overrides, quiet, redo=redo, only="distill")
 
 
-@app.command()
+@app.command(epilog=shown("sdft select runs/mine select.checks=[leak,number]"))
 def select(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
     """Check the rewrites and choose what to train on. Generates nothing."""
     _run(recipe, overrides, quiet, redo=redo, only="select")
 
 
-@app.command()
+@app.command(epilog=shown("sdft train runs/mine methods=[sdft]", "sdft train mine.yaml --num-processes 8"))
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -128,7 +162,10 @@ def train(
     raise SystemExit(code)
 
 
-@app.command(name="eval")
+@app.command(
+    name="eval",
+    epilog=shown("sdft eval mine.yaml", "sdft eval Qwen/Qwen2.5-1.5B-Instruct --benchmarks gsm8k,drift --limit 100"),
+)
 def evaluate(
     recipe: Annotated[
         str,
@@ -162,13 +199,13 @@ def evaluate(
     _run(recipe, overrides, quiet, redo=redo, only="eval")
 
 
-@app.command()
+@app.command(epilog=shown("sdft analyze runs/mine analyze.rows=null"))
 def analyze(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
     """Measure the gap between data and model, the shift of replies from the seed, and the size of the weight change."""
     _run(recipe, overrides, quiet, redo=redo, only="analyze")
 
 
-@app.command()
+@app.command(epilog=shown("sdft report runs/mine --open", "sdft report runs/a runs/b"))
 def report(
     runs: Annotated[
         list[str],
@@ -200,7 +237,7 @@ def report(
         webbrowser.open(page.resolve().as_uri())
 
 
-@app.command(name="gate")
+@app.command(name="gate", epilog=shown("sdft gate runs/mine --max-loss ifeval=2 --min-gain gsm8k=10"))
 def hold(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, with its report.")],
     max_loss: Annotated[
@@ -223,7 +260,7 @@ def hold(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=shown("sdft sweep mine.yaml train.distilled_fraction=0,0.5,1 seed=0,1,2"))
 def sweep(
     recipe: RecipeArgument,
     settings: Annotated[
@@ -293,7 +330,7 @@ def _resumable() -> Iterator[None]:
 # Looking
 
 
-@app.command()
+@app.command(epilog=shown("sdft check mine.yaml --data", "sdft check chat/gsm8k model=./my-model > whole.yaml"))
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -305,6 +342,7 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe without running it: print it with all defaults, or everything that is wrong with it."""
+    from sdft.cautions import at_start
     from sdft.pipeline import check_all, forecasts
     from sdft.recipe import dump_recipe
 
@@ -313,8 +351,10 @@ def check(
     print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)
     for forecast in forecasts(resolved):
         print(forecast, file=sys.stderr)
+    for caution in at_start(resolved):
+        print(f"warning: {caution}", file=sys.stderr)
     if data:
-        from sdft.inspection import failing_golds
+        from sdft.inspection import failing_golds, shared_rows
 
         examples, failing, skipped = failing_golds(resolved)
         for line in [*failing, *(f"skipped: {row}" for row in skipped)]:
@@ -322,11 +362,13 @@ def check(
         left_out = f" ({len(skipped)} bad rows skipped)" if skipped else ""
         refused = f"of their own replies {len(failing)} do not pass the checks"
         print(f"data: {examples} examples{left_out}; {refused}", file=sys.stderr)
+        for caution in shared_rows(resolved):
+            print(f"warning: {caution}", file=sys.stderr)
         if failing and strict:
             raise typer.Exit(2)
 
 
-@app.command()
+@app.command(epilog=shown("sdft plan mine.yaml"))
 def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Say what a recipe will take before it is run: rows, tokens, time, memory, disk, cost. Loads the model briefly."""
     from sdft.pipeline import check_all
@@ -337,7 +379,12 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
         print(line, flush=True)
 
 
-@app.command()
+@app.command(
+    epilog=shown(
+        "sdft render --dataset gsm8k_train --template gsm8k --rows 0-2",
+        "sdft render --dataset mine.jsonl --template using --model ./my-model",
+    )
+)
 def render(
     dataset: Annotated[str, typer.Option(help="A dataset as in a recipe's data.dataset.")],
     template: Annotated[str, typer.Option(help="A name from `sdft list templates`, or a jinja string.")],
@@ -355,7 +402,12 @@ def render(
         print(f"skipped: {why}", file=sys.stderr)
 
 
-@app.command()
+@app.command(
+    epilog=shown(
+        "sdft score --check number replies.jsonl > judged.jsonl",
+        "sdft score --metric openfunction.positional replies.jsonl",
+    )
+)
 def score(
     file: Annotated[Path, typer.Argument(help="JSON lines with `label` and `predict`.")],
     check: Annotated[str | None, typer.Option(help="A name from `sdft list checks`.")] = None,
@@ -379,7 +431,7 @@ def score(
 Kind = Literal["datasets", "templates", "checks", "engines", "benchmarks", "methods", "recipes"]
 
 
-@app.command(name="list")
+@app.command(name="list", epilog=shown("sdft list recipes", "sdft list checks"))
 def list_kind(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """List what recipes can name."""
     from sdft.inspection import listed
@@ -390,5 +442,13 @@ def list_kind(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> No
         print(f"{name:<{width}}  {text}".rstrip())
 
 
-if __name__ == "__main__":
-    main()
+# First minutes, and what is done with a result
+
+for command, examples in (
+    (start.init, ("sdft init mine.jsonl --model Qwen/Qwen2.5-1.5B-Instruct",)),
+    (start.doctor, ("sdft doctor",)),
+    (start.recipe_schema, ("sdft recipe-schema > recipe.schema.json",)),
+    (using.export, ("sdft export runs/mine --merge", "sdft export runs/mine --dataset --push me/mine-distilled")),
+    (using.chat, ("sdft chat runs/mine", "echo 'How much is 7 - 9?' | sdft chat runs/mine --method sft")),
+):
+    app.command(epilog=shown(*examples))(command)

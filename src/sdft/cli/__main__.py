@@ -1,0 +1,5 @@
+"""`python -m sdft.cli`."""
+
+from sdft.cli import main
+
+main()
