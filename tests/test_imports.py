@@ -12,8 +12,11 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "sdft"
 LAYERS = (
     {"errors", "records"},
-    {"rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox", "length_control"},
-    {"memory", "thinking"},
+    {
+        *("rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox"),
+        *("length_control", "thinking"),
+    },
+    {"memory"},
     {"engines"},
     {"judge"},
     {"benchmarks", "rendering", "candidates", "report"},

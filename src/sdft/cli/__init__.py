@@ -302,7 +302,7 @@ def _run(
     with _resumable():
         result = pipeline.run(recipe, overrides or (), console, redo=redo, only=only)
     if rank() > 0:
-        return
+        return result.report
     if not result.done:
         where = f"; report: {result.report}" if only is None else ""
         print(f"{result.path}: nothing to do, all of it is finished{where} (--redo STAGE makes a stage anew)")
