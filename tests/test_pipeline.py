@@ -237,7 +237,8 @@ def test_bad_rows_that_are_left_out_are_noted(tmp_path: Path) -> None:
     with pytest.raises(sdft.DataError, match=r"data\.jsonl:13"):
         sdft.run(tree)
     folder = sdft.run(tree, ["data.on_bad_rows=skip"], redo="data").path
-    [note] = read_json(folder / "manifest.json")["notes"]
+    notes = read_json(folder / "manifest.json")["notes"]
+    [note] = [note for note in notes if not note.startswith("select: only")]
     assert note.startswith("data: 1 bad rows left out, such as ")
 
 
