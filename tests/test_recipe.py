@@ -190,6 +190,44 @@ def test_what_is_on_top_stands_and_what_it_leaves_shines_through(below: Any, abo
         assert merged[key] == (_merged(below[key], value) if both else value)
 
 
+def test_one_mistake_hides_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        "model: m\n"
+        "data: {dataset: d.jsonl, on_bad_rows: ignore}\n"
+        "methods: [sft, dpo, sft]\n"
+        "evaluate: {benchmarks: [gsm9k, drift, drift, {name: gsm8k, limt: 3}], expected_gain: x}\n"
+        "distill: {candidates: 2, temperature: 0, top_p: 3}\n"
+        "train: {epochs: .inf}\n"
+        'prompt: {style: chatt, distill: usin, train: "{{ instrution }}"}\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(RecipeError) as error:
+        load_recipe(file)
+    keys = [problem.partition(": ")[0] for problem in error.value.problems]
+    assert sorted(keys) == [
+        "data.on_bad_rows", "distill", "distill.top_p", "evaluate.benchmarks", "evaluate.benchmarks.0",
+        "evaluate.benchmarks.3.limt", "evaluate.expected_gain", "methods", "methods.1", "prompt.distill",
+        "prompt.style", "prompt.train", "prompt.train", "train.epochs",
+    ]  # fmt: skip
+
+
+def test_items_of_lists_keep_their_numbers(tmp_path: Path) -> None:
+    """Problems that show only when others are taken out name the place in the file."""
+    with pytest.raises(RecipeError) as error:
+        humaneval = {"name": "humaneval", "samples": 3, "k": [5], "timeout": -1}
+        load_recipe({**BASE, "evaluate": {"benchmarks": ["nope", "drift", humaneval]}})
+    keys = [problem.partition(": ")[0] for problem in error.value.problems]
+    assert keys == ["evaluate.benchmarks.0", "evaluate.benchmarks.2.timeout", "evaluate.benchmarks.2"]
+
+
+def test_a_shipped_recipe_can_be_extended_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: reference/gsm8k\ndata: {limit: 5}\n", encoding="utf-8")
+    recipe = load_recipe(file)
+    assert (recipe.name, recipe.train.epochs, recipe.data and recipe.data.limit) == ("mine", 5, 5)
+
+
 def test_overrides_set_nested_keys_with_yaml_values() -> None:
     recipe = load_recipe(BASE, ["train.epochs=1", "model.device=cpu", "methods=[sft]", "train.learning_rate=1e-5"])
     assert (recipe.train.epochs, recipe.model.device, recipe.model.name) == (1, "cpu", "some/model")
@@ -204,6 +242,8 @@ def test_overrides_set_nested_keys_with_yaml_values() -> None:
         ("train.epochs=[", "not valid YAML"),
         ("methods.0=sft", "has no keys"),
         ("train.epoch=1", "did you mean 'epochs'?"),
+        ("train..epochs=1", "a key has no empty parts"),
+        (".epochs=1", "a key has no empty parts"),
     ],
 )
 def test_an_override_that_makes_no_sense_is_named(override: str, said: str) -> None:
@@ -220,7 +260,9 @@ def test_a_mapping_that_was_passed_is_left_alone() -> None:
     ("text", "said"),
     [
         (b"name: x\nmodel: a: b\n", r"recipe\.yaml:2:\d+: not valid YAML"),
-        (b"model: a\nmodel: b\n", "key 'model' is given twice"),
+        (b"model: a\nmodel: b\n", r"recipe\.yaml:2:1: .*key 'model' is given twice"),
+        (b"train: &t {lora: *t}\n", r"an alias \(\*name\) stands within what it is an alias of"),
+        (b"1: a\nyes: b\n", "1: unknown key"),
         (b"- a\n", "a recipe is a mapping"),
         (b"\xff\xfe", "cannot be read"),
     ],

@@ -258,9 +258,9 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     """Read a recipe from a YAML file or a mapping, with `key=value` overrides in dotted form.
 
     A file goes by its path or, in `recipes/` and among those shipped, by its bare name, such as `reference/gsm8k`.
-    `extends: base.yaml`, or a list, puts the recipe on top of others: paths are relative to the recipe's own file,
-    later ones win, mappings are merged and lists replaced. A section with another `name` is another thing and
-    replaced as a whole; a base's own run name is left out.
+    `extends: base.yaml`, or a list, puts the recipe on top of others: paths relative to the recipe's own file, or the
+    names of shipped ones. Later ones win, mappings are merged and lists replaced. A section with another `name` is
+    another thing and replaced as a whole; a base's own run name is left out.
 
     Raises RecipeError with all problems found, each with its key and, for a misspelt one, the likely key.
     """
@@ -280,16 +280,76 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     if not tree.get("name") and isinstance(source, Mapping):
         tree["name"] = "run"
     _expand_names(tree)
-    try:
-        recipe = Recipe.model_validate_json(to_json(tree), strict=True)  # strict: "5" is no number
-    except ValidationError as error:
-        problems += [explain(item) for item in error.errors()]
-        recipe = None
-    problems += _prompt_problems(tree)
+    recipe, found, mended = _validated(tree)
+    problems += [*found, *_prompt_problems(mended)]
     if problems or recipe is None:
         problems = [problem + _place_of(problem, places, overrides) for problem in problems]
-        raise RecipeError.of(where, problems, _sound_sections(tree))
+        raise RecipeError.of(where, problems, _sound_sections(mended))
     return recipe
+
+
+def _validated(tree: dict[str, Any]) -> tuple[Recipe | None, list[str], dict[str, Any]]:
+    """The recipe, or what is wrong with it; and the tree without what is wrong.
+
+    A wrong value keeps pydantic from looking at what depends on it, so it is taken out and the rest looked at again.
+    """
+    problems: list[str] = []
+    mended, gone = _copy(tree), dict[tuple[Any, ...], list[int]]()
+    while True:
+        try:
+            recipe = Recipe.model_validate_json(to_json(mended), strict=True)  # strict: "5" is no number
+            return (None if problems else recipe), problems, mended
+        except ValidationError as error:
+            items = error.errors()
+        for item in items:
+            problem = explain({**item, "loc": _as_first_numbered(item["loc"], gone)})
+            if problem not in problems:
+                problems.append(problem)
+        wrong = [list(_as_written(list(item["loc"]))) for item in items if item["type"] != "missing"]
+        taken = [_take_out(mended, loc, gone) for loc in sorted(wrong, key=_last_first)]
+        if not any(taken):
+            return None, problems, mended
+
+
+def _last_first(loc: list[Any]) -> list[tuple[int, str]]:
+    """Sorts the later items of a list to the front: taking one out moves those behind it."""
+    return [(-part, "") if isinstance(part, int) else (0, str(part)) for part in loc]
+
+
+def _take_out(tree: Any, loc: list[Any], gone: dict[tuple[Any, ...], list[int]]) -> bool:
+    """Delete what stands at a path; for an item of a list, remember its number."""
+    node = tree
+    for part in loc[:-1]:
+        known = part < len(node) if isinstance(node, list) and isinstance(part, int) else part in node
+        if not isinstance(node, dict | list) or not known:
+            return False
+        node = node[part]
+    last = loc[-1] if loc else None
+    if isinstance(node, dict) and last in node:
+        del node[last]
+        return True
+    if isinstance(node, list) and isinstance(last, int) and last < len(node):
+        gone.setdefault(tuple(loc[:-1]), []).append(_first_number(last, gone.get(tuple(loc[:-1]), [])))
+        del node[last]
+        return True
+    return False
+
+
+def _first_number(index: int, gone: list[int]) -> int:
+    """An item's number in the list before some were taken out."""
+    for number in sorted(gone):
+        index += number <= index
+    return index
+
+
+def _as_first_numbered(loc: tuple[Any, ...], gone: Mapping[tuple[Any, ...], list[int]]) -> tuple[Any, ...]:
+    """A path with the numbers that items of lists had at first."""
+    out = list(loc)
+    for place, part in enumerate(loc):
+        before = gone.get(tuple(_as_written(list(loc[:place]))))
+        if isinstance(part, int) and before:
+            out[place] = _first_number(part, before)
+    return tuple(out)
 
 
 def recipe_file(source: str | Path) -> Path:
@@ -321,11 +381,12 @@ def _extended(
     merged: dict[str, Any] = {}
     places: dict[str, Place] = {}
     for base in bases:
-        path = Path(os.path.normpath((chain[-1].parent if chain else Path()) / base))
+        beside = Path(os.path.normpath((chain[-1].parent if chain else Path()) / base))
+        path = beside if beside.is_file() else recipe_file(base)
         if path.resolve() in {before.resolve() for before in chain}:
             raise RecipeError(f"{way} → {path}: recipes extend one another in a circle; take one `extends` out{at}")
         if not path.is_file():
-            raise RecipeError(f"{way} → {path}: there is no such recipe to extend{at}")
+            raise RecipeError(f"{way} → {beside}: there is no such recipe to extend{at}")
         below, given = _extended(*_read_yaml(path), (*chain, path))
         below.pop("name", None)
         merged = _merged(merged, below)
@@ -438,7 +499,7 @@ class _Loader(_Base):  # type: ignore[valid-type, misc]
         keys: list[Any] = []
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in keys:
+            if any(key == other and type(key) is type(other) for other in keys):  # 1 and true are equal
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             keys.append(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
@@ -494,7 +555,10 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Place]]:
         raise RecipeError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}){quote}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys such as `model:` and `data:`")
-    return tree, {key: _at(path, mark, lines) for key, mark in _marks(node)}
+    try:
+        return tree, {key: _at(path, mark, lines) for key, mark in _marks(node)}
+    except RecursionError:
+        raise RecipeError(f"{path}: an alias (*name) stands within what it is an alias of") from None
 
 
 def _at(path: Path, mark: Any, lines: Sequence[str]) -> Place:
@@ -522,6 +586,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     except yaml.YAMLError as error:
         return f"'{override}': the value is not valid YAML ({getattr(error, 'problem', error)})"
     *parents, last = key.split(".")
+    if not all([*parents, last]):
+        return f"'{override}': a key has no empty parts; write it as in train.epochs=1"
     node: Any = tree
     for part in parents:
         child = node.get(part)
@@ -564,7 +630,7 @@ def explain(item: Any) -> str:
 def _as_written(loc: list[Any]) -> Iterator[Any]:
     """A path without what pydantic adds to it: a union's tag stands behind a list's index or `engine`."""
     for index, part in enumerate(loc):
-        tag = index > 0 and index + 1 < len(loc) and (isinstance(loc[index - 1], int) or loc[index - 1] == "engine")
+        tag = index > 0 and (isinstance(loc[index - 1], int) or loc[index - 1] == "engine")
         if not tag and not (isinstance(part, str) and part[:1].isupper()):
             yield part
 

@@ -19,7 +19,8 @@ class Record(BaseModel):
 class Settings(BaseModel):
     """One section of a recipe. Unknown keys are refused, and so are silent conversions such as "5" to 5."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built at first use: fast start-up
+    # built at first use: fast start-up
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 Role = Literal["system", "user", "assistant"]
