@@ -239,7 +239,7 @@ def _write_scores(
     label = label_of(benchmark)
     failed = Counter(p.verdict.reason for p in replies if p.finish == "error")
     cut = sum(p.finish == "length" for p in replies)
-    notes = [*benchmark.notes()]
+    notes = [*benchmark.notes(replies)]
     notes += [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
     if cut and sampling:
         notes.append(f"{cut} of {len(replies)} replies were cut at {sampling.max_new_tokens} tokens")
