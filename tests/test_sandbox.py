@@ -248,6 +248,19 @@ def f():
     assert ran(program, "assert f() == ('kept', 10, '', bytes(2))") == Outcome("ok")
 
 
+def test_files_without_content_are_counted_too() -> None:
+    program = """
+import os
+def f(most):
+    for number in range(most):
+        os.mknod(f"/tmp/{number}")
+"""
+    for kind in kinds():
+        ended = run_tests([program], "f(1_000_000)", {"f": "f"}, Limits(4), kind)
+        assert ended.reason == "exited" and "10000 files" in ended.detail
+        assert run_tests([program], "f(1000)", {"f": "f"}, LIMITS, kind) == Outcome("ok")
+
+
 LIBC = """
 import ctypes, errno, os
 libc = ctypes.CDLL(None, use_errno=True)

@@ -36,7 +36,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from sdft.errors import BenchmarkError
 from sdft.sandbox.inside import STARTED
@@ -47,6 +47,10 @@ START_SECONDS = 90.0
 PATIENCE = 6
 """How many times its seconds of CPU time a program may take on the clock: it may sleep, or share its core."""
 TMP_BYTES = 16 << 20
+TMP_FILES = 10_000
+"""Empty files take memory, too, which TMP_BYTES does not count: a program with more is ended."""
+TICK = 0.1
+"""Seconds between two looks at how many there are."""
 DEVICES = ("null", "zero", "random", "urandom")
 MOST_SAID = 1 << 16
 """Bytes that the tests' side may say: a verdict, or why it could not start."""
@@ -113,16 +117,19 @@ def run_tests(
             theirs.close()  # else nobody would notice that the program has ended
             started.append(_start(sandbox, "tests", ours, limits, told, subprocess.PIPE))
             ours.close()
-            said, ended = _read(started[-1].stdout, limits.patience + START_SECONDS)
+            said, end = _read(started[1], limits.patience + START_SECONDS, started[0] if sandbox.prefix else None)
         finally:
             for process in started:
                 _kill(process)
     first, _, verdict = said.partition("\n")
     if first != STARTED:
-        silent = f"exit code {started[-1].returncode}" if ended else f"it said nothing in {START_SECONDS:g} seconds"
+        late = f"it said nothing in {START_SECONDS:g} seconds"
+        silent = late if end == "late" else f"exit code {started[-1].returncode}"
         raise BenchmarkError(f"the sandbox does not start: {first or silent}")
-    if not ended:
+    if end == "late":
         return Outcome("timeout", f"{limits.patience:g} seconds")
+    if end == "crowded":
+        return Outcome("exited", f"the program was ended for having more than {TMP_FILES} files")
     if not verdict.endswith("}"):
         return Outcome("crashed", "the tests ended without a verdict")
     found = json.loads(verdict)
@@ -130,24 +137,44 @@ def run_tests(
     return Outcome(found["reason"], found["detail"].encode("utf-8", "replace").decode("utf-8"))
 
 
-def _read(pipe: IO[bytes] | None, seconds: float) -> tuple[str, bool]:
-    """What the tests' side says until it ends, or has said too much; and whether it did so in time.
+def _read(
+    tests: subprocess.Popen[bytes], seconds: float, confined: subprocess.Popen[bytes] | None
+) -> tuple[str, Literal["said", "late", "crowded"]]:
+    """What the tests' side says, and why that is all: it has ended, or takes too long, or the program goes too far.
 
-    It has START_SECONDS to say that it has started, and from then on `seconds`.
+    It has START_SECONDS to say that both sides have started, and from then on `seconds`. `confined` is the program,
+    where it is in a sandbox.
     """
+    pipe = tests.stdout
     assert pipe is not None
     said, begun, deadline = b"", False, time.monotonic() + START_SECONDS
+    end: Literal["said", "late", "crowded"] = "said"
     with pipe:
         while len(said) < MOST_SAID:
-            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                return said.decode("utf-8", "replace"), False
-            part = os.read(pipe.fileno(), MOST_SAID)
-            if not part:
+            if select.select([pipe], [], [], TICK)[0]:
+                part = os.read(pipe.fileno(), MOST_SAID)
+                if not part:
+                    break
+                said += part
+            elif time.monotonic() > deadline:
+                end = "late"
                 break
-            said += part
+            if begun and confined and _files_made(confined) > TMP_FILES:
+                end = "crowded"
+                break
             if not begun and said.startswith(f"{STARTED}\n".encode()):
                 begun, deadline = True, time.monotonic() + seconds
-    return said.decode("utf-8", "replace"), True
+    return said.decode("utf-8", "replace"), end
+
+
+def _files_made(confined: subprocess.Popen[bytes]) -> int:
+    """How many files a program has in its /tmp, seen from outside; 0 once it has ended."""
+    try:
+        (inside,) = Path(f"/proc/{confined.pid}/task/{confined.pid}/children").read_text(encoding="ascii").split()
+        space = os.statvfs(f"/proc/{inside}/root/tmp")
+    except (OSError, ValueError):
+        return 0
+    return space.f_files - space.f_ffree
 
 
 def _start(
