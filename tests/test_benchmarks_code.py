@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import sdft
+import sdft.benchmarks._code
 import sdft.sandbox
 from helpers_checks import data_file
 from helpers_code import need_sandbox, one_edit_off, verdicts
 from helpers_pipeline import scripted_recipe
-from sdft.benchmarks import HumanEval, Mbpp
+from sdft.benchmarks import Drift, HumanEval, Mbpp
 from sdft.engines import Sampling
 from sdft.errors import BenchmarkError, DataError
 from sdft.prompts import PromptConfig, Renderer
-from sdft.records import Prediction, Verdict
-from sdft.rundir import read_json, read_jsonl
+from sdft.records import Example, Prediction, Verdict
+from sdft.rundir import read_json, read_jsonl, write_jsonl
 from sdft.stats import pass_at_k
 
 SAMPLED = Sampling(temperature=0.8)
@@ -66,7 +67,8 @@ def test_solutions_of_mbpp_pass() -> None:
     benchmark = mbpp()
     examples = benchmark.examples()
     assert (len(examples), examples[0].id, examples[-1].id) == (500, "MBPP/11", "MBPP/510")
-    odd = ("MBPP/126", "MBPP/367")  # a function called `sum`; tests that build a tree of the program's own nodes
+    # a function that takes its time; one called `sum`; tests that build a tree of the program's own nodes
+    odd = ("MBPP/123", "MBPP/126", "MBPP/367")
     chosen = [item for number, item in enumerate(examples) if number % 20 == 0 or item.id in odd]
     found = verdicts(benchmark, [(item, f"Sure:\n```python\n{item.reference}\n```") for item in chosen])
     assert {item.id: verdict for item, verdict in zip(chosen, found, strict=True) if not verdict.ok} == {}
@@ -175,6 +177,17 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], probl
         HumanEval(**settings)
 
 
+def test_samples_that_would_all_be_the_same_are_told_whoever_sets_the_decoding() -> None:
+    sampled = HumanEval(samples=3, k=(1, 3), sampling=None)
+    (why,) = sampled.conflicts(Sampling())
+    assert "greedy decoding" in why
+    assert sampled.conflicts(SAMPLED) == HumanEval().conflicts(Sampling()) == []
+    assert Drift().conflicts(Sampling()) == ()
+    settings = {"name": "humaneval", "samples": 3, "sampling": None}
+    with pytest.raises(BenchmarkError, match="humaneval: samples: greedy decoding"):
+        sdft.evaluate(settings, "none", engine="scripted")
+
+
 def test_a_recipe_scores_programs_and_samples(tmp_path: Path) -> None:
     need_sandbox()
     first, second, third = humaneval(limit=3).examples()
@@ -235,6 +248,32 @@ def test_without_a_sandbox_at_the_users_own_risk(tmp_path: Path, no_bubblewrap: 
     assert scores["scores"][0]["value"] == 1.0
     assert scores["notes"] == ["programs ran without a sandbox (allow_unsandboxed)"]
     assert "without a sandbox" in (folder / "report/report.md").read_text(encoding="utf-8")
+
+
+def test_what_ran_without_a_sandbox_is_told_though_there_is_one_later(tmp_path: Path) -> None:
+    need_sandbox()
+    benchmark = humaneval(limit=3, allow_unsandboxed=True)
+    first, second, third = benchmark.examples()
+
+    def judged(example: Example, reply: str) -> Prediction:
+        verdict, values = benchmark.judge(example, reply)
+        return Prediction(
+            id=example.id, label="", predict=reply, finish="stop", tokens=1, verdict=verdict, values=values
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sdft.benchmarks._code, "problem", lambda: "there is none")
+        free = [judged(first, first.reference), judged(third, "No idea.")]
+        assert benchmark.notes([]) == benchmark.notes(free[1:]) == []
+    confined = judged(second, second.reference)
+    assert benchmark.notes(free) == ["programs ran without a sandbox (allow_unsandboxed)"]
+    assert benchmark.notes([*free, confined]) == ["1 of 2 programs ran without a sandbox (allow_unsandboxed)"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sdft.benchmarks._code, "problem", lambda: "there is none")
+        assert benchmark.notes([confined]) == []
+    path = tmp_path / "predictions.jsonl"
+    write_jsonl(path, [*free, confined])
+    assert len(benchmark.notes(list(read_jsonl(path, Prediction)))) == 1
 
 
 def test_humaneval_is_found_in_its_package_and_its_absence_is_told(

@@ -17,7 +17,7 @@ from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.checks import AnyCheck, Check
 from sdft.console import Console
 from sdft.engines import AnyEngine, Sampling
-from sdft.errors import DataError, RecipeError
+from sdft.errors import BenchmarkError, DataError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig
 from sdft.recipe import DistillConfig, Recipe, TrainConfig, explain, named
@@ -147,13 +147,13 @@ def evaluate(
     if isinstance(bench, HarnessBenchmark):
         with TemporaryDirectory() as folder:
             return bench.measure(model, Path(folder, Path(model.name).name, stage.label_of(bench)), Console())
+    decoding = sampling or bench.sampling or Sampling()
+    for problem in bench.conflicts(decoding):
+        raise BenchmarkError(f"{stage.label_of(bench)}: {problem}")
     prompter = open_prompter(prompt or PromptConfig(), settings, model)
     with closing(settings.open(model)) as opened:
         found = {
-            prediction.id: prediction
-            for prediction in stage.evaluate(
-                bench, opened, prompter, sampling or bench.sampling or Sampling(), seed=seed
-            )
+            prediction.id: prediction for prediction in stage.evaluate(bench, opened, prompter, decoding, seed=seed)
         }
     return [found[example.id] for example in bench.examples()]
 

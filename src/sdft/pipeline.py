@@ -18,6 +18,7 @@ from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.cautions import at_start, overlap_lines, overlaps
 from sdft.console import Console
 from sdft.data.config import DataConfig
+from sdft.data.origin import SOURCES, SourceFile, changed
 from sdft.engines import AnyEngine, AutoSettings, OpenAISettings
 from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
@@ -26,7 +27,7 @@ from sdft.models import lacking as model_lacking
 from sdft.recipe import AnalyzeConfig, Method, Recipe, dump_recipe, load_recipe, recipe_file
 from sdft.records import Example
 from sdft.rendering import needs_tokenizer
-from sdft.rundir import Jsonl, RunDir, atomic_write
+from sdft.rundir import Jsonl, RunDir, atomic_write, read_jsonl
 from sdft.training.ranks import agree, rank, world_size
 
 SEED = "seed"
@@ -119,6 +120,8 @@ def run(
         for stage in wanted:
             if stage not in anew:
                 run_dir.check(stage.name, stage.inputs, stage.mild)
+        if "data" not in {stage.name for stage in anew}:
+            _refuse_other_data(recipe, run_dir)
         for stage in anew:
             run_dir.forget(stage.name, run_dir / stage.files)
         todo: list[Stage] = []
@@ -135,6 +138,8 @@ def run(
         skipped = [stage.name for stage in wanted if stage not in todo]
         if todo and skipped:
             console.say(f"finished before: {', '.join(skipped)}")
+        for line in forecasts(recipe) if any(stage.name.startswith("eval/") for stage in todo) else ():
+            console.say(line)
         for line in at_start(recipe) if any(stage.name != "report" for stage in todo) else ():
             console.warn(line)
         with_data = next((stage for stage in todo if stage.name != "data"), None)
@@ -165,6 +170,18 @@ def _warn_of_overlaps(recipe: Recipe, run_dir: RunDir, todo: Sequence[Stage], co
     if recipe.methods and data.is_file() and any(stage.name.startswith("eval/") for stage in todo):
         for line in overlap_lines(overlaps(recipe, Jsonl(data, Example))):
             console.warn(line)
+
+
+def _refuse_other_data(recipe: Recipe, run_dir: RunDir) -> None:
+    """Raise RunError where the dataset's file was changed after this run read it."""
+    if recipe.data is None or not run_dir.is_complete("data"):
+        return
+    path = changed(recipe.data, read_jsonl(run_dir / SOURCES, SourceFile))
+    if path is not None:
+        raise RunError(
+            f"{run_dir.path}: {path} has changed since this run read it. Give this run another name with name=NAME, "
+            "bring the file back, or make all of it anew with `sdft run … --redo data`"
+        )
 
 
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:

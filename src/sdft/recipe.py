@@ -145,6 +145,13 @@ class EvaluateConfig(Settings):
             raise ValueError(f"'{name}' stands twice; give one of them another `label`")
         return value
 
+    @model_validator(mode="after")
+    def _decoding_suits(self) -> EvaluateConfig:
+        found = [f"'{b.label or b.name}': {why}" for b in self.benchmarks for why in b.conflicts(b.sampling or self.sampling)]
+        if found:
+            raise ValueError(f"benchmarks: {'; '.join(found)}")
+        return self
+
 
 class AnalyzeConfig(Settings):
     """What is measured beside the benchmarks, for the report."""

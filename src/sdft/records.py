@@ -142,7 +142,7 @@ class Prediction(Record):
     tokens: int
     verdict: Verdict
     values: dict[str, float] = {}
-    """Metric name to this row's value."""
+    """Metric name to this row's value; and `unsandboxed`, 1, where its program ran without a sandbox."""
     group: str | None = None
     """A category within the benchmark, such as `writing`."""
     thought: str = ""

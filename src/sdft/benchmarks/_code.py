@@ -22,6 +22,9 @@ from sdft.stats import pass_at_k
 
 SAMPLE = "#"
 """Stands between a problem's id and the number of a sample."""
+NO_CODE = "no_code"
+UNSANDBOXED = "unsandboxed"
+"""Stands with a prediction's values, as 1, where its program ran without a sandbox."""
 
 
 class CodeBenchmark(Benchmark):
@@ -48,7 +51,7 @@ class CodeBenchmark(Benchmark):
     k: tuple[int, ...] = (1,)
     """For which k `pass@k` is given; none above `samples`."""
     timeout: float = Field(default=10.0, gt=0, le=600)
-    """Seconds that a program and its tests may take."""
+    """Seconds of CPU time that a program may take for its tests; on the clock, six times that."""
     memory_mb: int = Field(default=1024, ge=128)
     """Mebibytes of address space that a program may take."""
     allow_unsandboxed: bool = False
@@ -58,9 +61,15 @@ class CodeBenchmark(Benchmark):
     def _samples_differ_and_suffice(self) -> CodeBenchmark:
         if not self.k or len(set(self.k)) < len(self.k) or not all(1 <= k <= self.samples for k in self.k):
             raise ValueError(f"k: different numbers from 1 to `samples` ({self.samples}) are wanted, not {self.k}")
-        if self.samples > 1 and self.sampling is not None and self.sampling.temperature == 0:
-            raise ValueError("samples: greedy decoding gives the same reply each time; set sampling.temperature")
+        for why in self.conflicts(self.sampling) if self.sampling else ():
+            raise ValueError(why)
         return self
+
+    def conflicts(self, sampling: Sampling) -> Sequence[str]:
+        """Several samples, all of them the same."""
+        if self.samples > 1 and sampling.temperature == 0:
+            return ["samples: greedy decoding gives the same reply each time; set sampling.temperature"]
+        return []
 
     def problems(self) -> list[Example]:
         """All problems. Raises DataError."""
@@ -87,7 +96,8 @@ class CodeBenchmark(Benchmark):
             raise BenchmarkError(f"{self.name}: row {example.id} comes without its tests; evaluate in a recipe instead")
         where = UNCONFINED if self.allow_unsandboxed and problem() else sandbox()
         verdict = self.outcome(example, reply, Limits(self.timeout, self.memory_mb << 20), where)
-        return verdict, {"pass@1": float(verdict.ok)}
+        free = where == UNCONFINED and verdict.reason != NO_CODE
+        return verdict, {"pass@1": float(verdict.ok)} | ({UNSANDBOXED: 1.0} if free else {})
 
     def metrics(self) -> dict[str, Metric]:
         """`pass@k` for each k. A single reply's is 0 or 1."""
@@ -110,10 +120,12 @@ class CodeBenchmark(Benchmark):
         tokens = sum(sample.tokens for sample in samples)
         return shown.model_copy(update={"id": name, "values": values, "tokens": tokens})
 
-    def notes(self) -> Sequence[str]:
-        """That there was no sandbox, where it was so."""
-        unsafe = self.allow_unsandboxed and problem() is not None
-        return ["programs ran without a sandbox (allow_unsandboxed)"] if unsafe else []
+    def notes(self, predictions: Sequence[Prediction]) -> Sequence[str]:
+        """How many programs ran without a sandbox, whatever there is now."""
+        ran = [prediction for prediction in predictions if prediction.values and prediction.verdict.reason != NO_CODE]
+        free = [prediction for prediction in ran if UNSANDBOXED in prediction.values]
+        some = "programs" if len(free) == len(ran) else f"{len(free)} of {len(ran)} programs"
+        return [f"{some} ran without a sandbox (allow_unsandboxed)"] if free else []
 
     def missing(self) -> Iterator[str]:
         """The problems' file, and a working sandbox."""
@@ -149,6 +161,6 @@ def run(
 ) -> Verdict:
     """The verdict on a program; None for `sources`: there was none in the reply."""
     if sources is None:
-        return fail("no_code", "no Python that defines what was asked for")
+        return fail(NO_CODE, "no Python that defines what was asked for")
     outcome = run_tests(sources, tests, names, limits, where, helpers)
     return PASS if outcome.reason == "ok" else fail(outcome.reason, outcome.detail)

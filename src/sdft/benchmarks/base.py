@@ -74,8 +74,12 @@ class Benchmark(Settings):
         """The rows that scores and comparisons are about: several samples of a problem made one; all as they are."""
         return predictions
 
-    def notes(self) -> Sequence[str]:
-        """What a reader of the scores must know of how they came about."""
+    def notes(self, predictions: Sequence[Prediction]) -> Sequence[str]:
+        """What a reader of the scores must know of how they came about; `predictions` are all rows, as judged."""
+        return ()
+
+    def conflicts(self, sampling: Sampling) -> Sequence[str]:
+        """Why these settings make no sense where replies are decoded like this, their own `sampling` or another's."""
         return ()
 
     def further(

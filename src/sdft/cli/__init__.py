@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import shlex
 import sys
 from collections.abc import Iterator
@@ -70,8 +71,13 @@ Redo = Annotated[
 
 def main() -> None:
     """Run the command line; the user's errors are one line (or the list of them) and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # whatever the locale, what datasets hold can be printed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         app()
+    except KeyboardInterrupt:  # before anything was begun
+        raise SystemExit(130) from None
     except SdftError as error:
         fail(str(error))
     except OSError as error:
@@ -293,13 +299,13 @@ def _run(
     redo: str | None = None,
     only: str | None = None,
 ) -> Path:
-    from sdft import pipeline
-    from sdft.console import Console
-    from sdft.scoreboard import show_scoreboard
-    from sdft.training.ranks import rank
-
-    console = Console(quiet)
     with _resumable():
+        from sdft import pipeline
+        from sdft.console import Console
+        from sdft.scoreboard import show_scoreboard
+        from sdft.training.ranks import rank
+
+        console = Console(quiet)
         result = pipeline.run(recipe, overrides or (), console, redo=redo, only=only)
     if rank() > 0:
         return result.report

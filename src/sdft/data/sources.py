@@ -43,6 +43,8 @@ class Table:
     rows: Callable[[], Rows]
     layout: Callable[[Mapping[str, Any]], Layout]
     """From the first row."""
+    files: tuple[Path, ...] = ()
+    """The local files that the rows stand in, where they go by their own paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def find(config: DataConfig) -> Table | Made:
         config = config.model_copy(update={"columns": _columns(config, COLUMNS[name])})
     source = _named(config)
     assert isinstance(source, Table)
-    return Table(lambda: converted(source.rows(), name), source.layout)
+    return Table(lambda: converted(source.rows(), name), source.layout, source.files)
 
 
 def _named(config: DataConfig) -> Table | Made:
@@ -87,7 +89,9 @@ def _named(config: DataConfig) -> Table | Made:
         _only_train(config, f"'{name}' is one file")
         path = _existing(name)
         return Table(
-            lambda: read_file(path), lambda first: choose_layout(config.format, config.columns, first, str(path))
+            lambda: read_file(path),
+            lambda first: choose_layout(config.format, config.columns, first, str(path)),
+            (path,),
         )
     found = find_file(name)
     if found is not None:
@@ -102,7 +106,7 @@ def _named(config: DataConfig) -> Table | Made:
         )
     known = sorted([*registered(), *GENERATED])
     raise DataError(
-        f"data.dataset: no '{name}'{did_you_mean(name, known)}. A file ends in .json, .jsonl, .csv or .parquet; a hub "
+        f"data.dataset: no '{name}'{did_you_mean(name, known)}; a file ends in .json, .jsonl, .csv or .parquet; a hub "
         "dataset is written owner/name"
     )
 
@@ -210,7 +214,9 @@ def _from_info(place: str, name: str, config: DataConfig) -> Table:
         raise DataError(f"{where}: names neither file_name nor hf_hub_url")
     files = _files_of(info_file.parent / entry["file_name"], where)
     return Table(
-        lambda: itertools.islice((row for file in files for row in read_file(file)), count), lambda first: layout
+        lambda: itertools.islice((row for file in files for row in read_file(file)), count),
+        lambda first: layout,
+        tuple(files),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import os
 import resource
 import select
@@ -27,19 +28,22 @@ MOST_BYTES = 1 << 25
 MOST_FILE_BYTES = 1 << 20
 MOST_DETAIL = 300
 STARTED = "started"
-"""What the tests' side says first: from here on, what goes wrong is the program's doing."""
+"""What the tests' side says once both sides have started: from here on, what goes wrong is the program's doing."""
 
 TYPES = {name: item for name, item in vars(builtins).items() if isinstance(item, type)}
 
 
 def limit(cpu_seconds: int, memory: int, user: int | None) -> None:
-    """Become `user`, give up all further processes and threads, and bound the rest for good."""
+    """Become `user`, give up all further processes and threads, and bound the rest for good.
+
+    `cpu_seconds` are whole ones, and come on top of what starting has taken.
+    """
     if user is not None:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
     for kind, most in (
-        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_CPU, math.ceil(time.process_time()) + cpu_seconds),
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, MOST_FILE_BYTES),
         (resource.RLIMIT_NOFILE, 64),
@@ -233,11 +237,18 @@ class Remote:
 
 
 def judge(
-    line: Line, sources: list[str], helpers: str, tests: str, names: dict[str, str], seconds: float
+    line: Line,
+    sources: list[str],
+    helpers: str,
+    tests: str,
+    names: dict[str, str],
+    seconds: float,
+    patience: float,
 ) -> tuple[str, str]:
     """Load a program's sources over there; run helpers and tests here. `names` maps the tests' names to the program's.
 
-    Returns the reason, `ok` for a pass, and a detail.
+    The program may take `seconds` of CPU time, `patience` on the clock. Returns the reason, `ok` for a pass, and a
+    detail.
     """
 
     def refer(value: Any) -> Any:
@@ -252,13 +263,8 @@ def judge(
             raise Raised(f"{answer[0]}: {answer[1]}")
         return decode(answer[0], lambda what, content: Remote(ask, {"object": int(content)}))
 
-    try:
-        line.deadline = time.monotonic() + 60
-        if line.receive() != "ready":
-            return "not_started", ""
-    except (Gone, TimeoutError, ValueError):
-        return "not_started", ""
-    line.deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    line.deadline = began + patience
     try:
         for source in sources:
             line.send(["load", source])
@@ -272,14 +278,25 @@ def judge(
     except Raised as error:
         return "raised", str(error)
     except Gone:
+        if time.monotonic() - began >= seconds:  # no sooner does the limit on CPU time end it, and it does not say so
+            return "timeout", f"{seconds:g} seconds of CPU time"
         return "exited", "the program ended before its tests did"
     except TimeoutError:
-        return "timeout", f"{seconds:g} seconds"
+        return "timeout", f"{patience:g} seconds"
     except AssertionError as error:
         return "wrong_answer", _failing_line(error, tests) + (f": {error}" if str(error) else "")
     except Exception as error:  # such as an answer of another type, or none at all
         return "wrong_answer", f"{_failing_line(error, tests)}: {type(error).__name__}: {error}"
     return "ok", ""
+
+
+def started(line: Line) -> bool:
+    """Whether the program's side is ready, and none of the program yet."""
+    line.deadline = time.monotonic() + 60
+    try:
+        return bool(line.receive() == "ready")
+    except (Gone, TimeoutError, ValueError):
+        return False
 
 
 def _failing_line(error: Exception, tests: str) -> str:
@@ -300,6 +317,9 @@ def main(role: str, number: int, cpu_seconds: int, memory: int, user: int | None
         except (Gone, ValueError):
             os._exit(0)
     said = sys.stdout
+    if not started(line):
+        said.write("the program's side does not answer\n")
+        return
     said.write(STARTED + "\n")
     said.flush()
     sys.stdout = sys.stderr = None  # tests that print do so to nowhere

@@ -11,6 +11,7 @@ from sdft.candidates import PROMPT_TOO_LONG, RewriteIndex, judge
 from sdft.checks import Check
 from sdft.console import Console
 from sdft.data import BadRow, hub_note, iter_examples
+from sdft.data.origin import SOURCES, source_files
 from sdft.engines import Engine, OpenAISettings, Request, Sampling
 from sdft.engines.openai import OpenAIEngine, beyond_needed
 from sdft.engines.transformers import TransformersEngine
@@ -134,6 +135,7 @@ def run_data(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     if recipe.data is None:
         raise RecipeError("data: missing; there is nothing to distil")
     bad: list[BadRow] = []
+    write_jsonl(run / SOURCES, source_files(recipe.data))  # before the rows are read: a later change must show
     count = write_jsonl(run / "data/train.jsonl", iter_examples(recipe.data, bad))
     console.say(f"data: {count} examples of {recipe.data.dataset}")
     notes = [f"data: {len(bad)} bad rows left out, such as {bad[0]}"] if bad else []

@@ -255,7 +255,7 @@ def _write_scores(
     label = label_of(benchmark)
     failed = Counter(p.verdict.reason for p in replies if p.finish == "error")
     cut = sum(p.finish == "length" for p in replies)
-    notes = [*benchmark.notes()]
+    notes = [*benchmark.notes(replies)]
     thoughts = [len(p.thought.split()) for p in replies if p.thought]
     notes += [thinking.note(thoughts, len(replies))] if thoughts else []
     notes += [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
