@@ -166,7 +166,9 @@ def _add_group(merged: dict[str, Any], group: str, names: Sequence[str], weights
     for metric in ("acc", "acc_norm"):
         if not all(f"{metric},none" in part for part in parts):
             continue
-        entry[f"{metric},none"] = aggregate_subtask_metrics([part[f"{metric},none"] for part in parts], weights or sizes)
+        entry[f"{metric},none"] = aggregate_subtask_metrics(
+            [part[f"{metric},none"] for part in parts], weights or sizes
+        )
         errors = [part.get(f"{metric}_stderr,none") for part in parts]
         known = weights is None and all(isinstance(error, float) for error in errors)
         entry[f"{metric}_stderr,none"] = float(pooled_sample_stderr(errors, sizes)) if known else "N/A"

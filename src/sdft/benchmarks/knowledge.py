@@ -63,7 +63,8 @@ class Knowledge(HarnessBenchmark):
     run the harness 0.4 with `--tasks truthfulqa,ai2_arc,hellaswag,winogrande` and read `acc`, and ask MMLU with
     `--n_shot 0`. So of its results for Llama-2-7b-chat, ARC 64.1 is `arc`, HellaSwag 57.8 `hellaswag` (not
     `_norm`), WinoGrande 66.4 `winogrande` and MMLU 46.4 `mmlu`. TruthfulQA 35.3 is `truthfulqa`: the group's mean as
-    that release came to it, to judge by its code and the model's published mc1 30.2 and mc2 45.3. The Open LLM Leaderboard (v1) had `num_fewshot: {mmlu: 5, arc_challenge: 25, hellaswag: 10, winogrande: 5}`, and read
+    that release came to it, to judge by its code and the model's published mc1 30.2 and mc2 45.3. The Open LLM
+    Leaderboard (v1) had `num_fewshot: {mmlu: 5, arc_challenge: 25, hellaswag: 10, winogrande: 5}`, and read
     arc_challenge_norm, hellaswag_norm and truthfulqa_mc2.
 
     `source: hub` asks the harness's own tasks, whose data it fetches. `local` reads the files in `FILES` from
@@ -112,7 +113,9 @@ class Knowledge(HarnessBenchmark):
     def _expand_groups(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             return value
-        return tuple(task for name in value for task in (GROUPS.get(name, (name,)) if isinstance(name, str) else (name,)))
+        return tuple(
+            task for name in value for task in (GROUPS.get(name, (name,)) if isinstance(name, str) else (name,))
+        )
 
     @field_validator("num_fewshot", mode="before")
     @classmethod
