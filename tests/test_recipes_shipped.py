@@ -103,9 +103,10 @@ def test_the_references_settings_to_the_letter(name: str) -> None:
     assert all(entry.limit is None for entry in named)
     assert {entry.name for entry in named if entry.sampling is not None} == {"humaneval"}
     humaneval = next(entry for entry in named if entry.name == "humaneval")
-    assert (humaneval.sampling.temperature, humaneval.samples) == (0, 1)
+    assert (humaneval.sampling.temperature, humaneval.sampling.max_new_tokens, humaneval.samples) == (0, 2048, 1)
     knowledge = next(entry for entry in named if entry.name == "knowledge")
     assert not any(knowledge.num_fewshot.values())
+    assert recipe.analyze.rows is None
 
 
 @pytest.mark.parametrize("name", LLAMA3)
@@ -115,8 +116,10 @@ def test_the_references_settings_on_llama_3(name: str) -> None:
     assert (recipe.model.name, recipe.model.dtype) == ("meta-llama/Meta-Llama-3-8B-Instruct", "float16")
     assert (recipe.prompt.distill, recipe.prompt.train, recipe.prompt.infer) == (distill, train, infer)
     assert templates_of(recipe) == templates_of(base) | {"gsm8k": maths, "multiarith": maths}
-    for section in ("data", "distill", "select", "train", "methods"):
+    for section in ("data", "distill", "select", "train", "methods", "analyze"):
         assert getattr(recipe, section) == getattr(base, section)
+    mine, theirs = ({e.label or e.name: e.sampling for e in r.evaluate.benchmarks} for r in (recipe, base))
+    assert mine == theirs
 
 
 def test_the_seed_is_measured_as_the_tuned_models_are() -> None:

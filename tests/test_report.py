@@ -223,9 +223,9 @@ def test_analyses_are_shown_in_pictures_tables_and_words(copy: Path) -> None:
     files = build_report(copy)
     page = Page(files.html)
     figures = [value for tag, name, value in page.attributes if tag == "figure" and name == "id"]
-    assert figures[6:] == [
-        "likelihood", "similarity-reasoning_gym", "similarity-drift", "bleu4-drift", "rouge-l-drift", "weights"
-    ]  # fmt: skip
+    drawn = ("similarity", "bleu4", "rouge-l", "bleu4-characters", "rouge-l-tokens")
+    likenesses = [f"{metric}-{label}" for label in ("reasoning_gym", "drift") for metric in drawn]
+    assert figures[6:] == ["likelihood", *likenesses, "weights"]
     for shown in ("6.900", "6.800 to 7.000", "0.88 (0.85 to 0.91)", "42 of them rewritten", "−6.300 nats"):
         assert shown in page.words.replace("\N{NO-BREAK SPACE}", " "), shown
     assert "| Seed | 6.900 (6.800 to 7.000) | 0.600 (0.500 to 0.700) |" in files.markdown

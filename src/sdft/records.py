@@ -171,7 +171,8 @@ class Shift(Record):
     benchmark: str
     id: str
     values: dict[str, float]
-    """`similarity` (cosine of the embeddings; may be a little below 0), `bleu4`, `rouge_l`, as far as measured."""
+    """`similarity` (cosine of the embeddings; may be a little below 0), `bleu4`, `rouge_l`, and the reference's
+    forms of these two, `bleu4_characters` and `rouge_l_tokens`, as far as measured."""
 
 
 class Metric(Settings):

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,9 @@ import lm_eval.api.task
 import lm_eval.tasks
 import torch
 import transformers
+from lm_eval.api.group import Group
+from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
+from lm_eval.config.group import AggMetricConfig
 from lm_eval.evaluator import evaluate
 from lm_eval.loggers.utils import add_tokenizer_info
 from lm_eval.models.huggingface import HFLM
@@ -27,12 +30,13 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import handle_non_serializable
 
 from sdft.benchmarks.harness_tasks import local
+from sdft.benchmarks.knowledge import GROUPS
 from sdft.checks import PASS
 from sdft.console import Console
 from sdft.errors import BenchmarkError, DataError, EngineError
 from sdft.models import ModelConfig, load_model, load_tokenizer
 from sdft.records import Example, Message, Prediction, Verdict
-from sdft.rundir import atomic_write, read_jsonl, write_json, write_jsonl
+from sdft.rundir import atomic_write, read_json, read_jsonl, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from sdft.benchmarks.knowledge import Knowledge, KnowledgeTask
@@ -110,6 +114,7 @@ def measure(settings: Knowledge, model: ModelConfig, folder: Path, console: Cons
                     lm = lm or _Model(model, settings.batch_size, console)
                     _run(settings, task, lm, model, kept.parent)
             predictions += read_jsonl(kept, Prediction)
+        _merge(settings.tasks, folder)
     except torch.OutOfMemoryError:
         raise EngineError(
             f"{settings.name}: the device is out of memory at batch_size={settings.batch_size}; lower the benchmark's "
@@ -120,7 +125,56 @@ def measure(settings: Knowledge, model: ModelConfig, folder: Path, console: Cons
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return predictions
+    return _with_truthfulqa(predictions)
+
+
+def _with_truthfulqa(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """`truthfulqa` on the mc1 row of each question that mc2 was asked, too, so that a question counts once."""
+    second = {p.id: p.values["truthfulqa_mc2"] for p in predictions if "truthfulqa_mc2" in p.values}
+    found = []
+    for prediction in predictions:
+        mc1, mc2 = prediction.values.get("truthfulqa_mc1"), second.get(prediction.id.replace("_mc1", "_mc2", 1))
+        if mc1 is not None and mc2 is not None:
+            values = {**prediction.values, "truthfulqa": (2 * mc1 + mc2) / 3}
+            prediction = prediction.model_copy(update={"values": values})
+        found.append(prediction)
+    return found
+
+
+def _merge(tasks: Sequence[KnowledgeTask], folder: Path) -> None:
+    """Write `results.json` of all tasks in the harness's form, with the groups of tasks that were run one by one."""
+    merged: dict[str, Any] = {}
+    cut = 0
+    for task in tasks:
+        results = read_json(folder / task / "results.json")
+        cut += results["config"]["requests_cut_at_max_length"]
+        for key, value in results.items():
+            merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    merged["config"]["requests_cut_at_max_length"] = cut
+    for group, weights in (("ai2_arc", None), ("truthfulqa", (2, 1))):
+        names = [name for name in merged["results"] if name.removesuffix("_local") in GROUPS[group]]
+        if len(names) == len(GROUPS[group]):
+            _add_group(merged, group + ("_local" if names[0].endswith("_local") else ""), names, weights)
+    write_json(folder / "results.json", merged)
+
+
+def _add_group(merged: dict[str, Any], group: str, names: Sequence[str], weights: Sequence[int] | None) -> None:
+    """The means over a group's tasks, by their sizes or by `weights`, for which there is no standard error."""
+    parts = [merged["results"][name] for name in names]
+    sizes = [merged["n-samples"][name]["effective"] for name in names]
+    entry: dict[str, Any] = {"alias": group, "name": group, "sample_len": sum(sizes)}
+    for metric in ("acc", "acc_norm"):
+        if not all(f"{metric},none" in part for part in parts):
+            continue
+        entry[f"{metric},none"] = aggregate_subtask_metrics(
+            [part[f"{metric},none"] for part in parts], weights or sizes
+        )
+        errors = [part.get(f"{metric}_stderr,none") for part in parts]
+        known = weights is None and all(isinstance(error, float) for error in errors)
+        entry[f"{metric}_stderr,none"] = float(pooled_sample_stderr(errors, sizes)) if known else "N/A"
+    for key in ("results", "groups"):
+        merged[key] = {**merged.get(key, {}), group: entry}
+    merged["group_subtasks"] = {**merged.get("group_subtasks", {}), group: list(names)}
 
 
 def _run(settings: Knowledge, task: KnowledgeTask, lm: _Model, model: ModelConfig, folder: Path) -> None:
@@ -197,7 +251,10 @@ def _load(settings: Knowledge, task: KnowledgeTask) -> Any:
     else:
         wanted = [f"{task}_local"]
     try:
-        loaded = TaskManager(include_path=folders, include_defaults=False).load(wanted)
+        manager = TaskManager(include_path=folders, include_defaults=False)
+        loaded = manager.load(wanted)
+        if isinstance(wanted[0], dict):
+            loaded = manager.load([_grouped(f"{task}_local", loaded["tasks"])])
     except DataError:
         raise
     except Exception as error:  # whatever goes wrong in there, the user's way out is the same
@@ -221,6 +278,14 @@ def _mmlu_subjects() -> list[dict[str, Any]]:
         {**whole, "task": f"mmlu_{subject}_local", "dataset_kwargs": {**files, "subject": subject}}
         for subject in local.subjects(files["file"])
     ]
+
+
+def _grouped(name: str, tasks: Mapping[str, Any]) -> Any:
+    """A group of tasks whose accuracy is the mean by their sizes, as that of the harness's own group `mmlu`."""
+    group = Group(name, aggregate_metric_list=[AggMetricConfig("acc", weight_by_size=True)])
+    for item in tasks.values():
+        group.add(item)
+    return group
 
 
 def _choices(item: Any, doc: dict[str, Any]) -> tuple[list[str], int]:

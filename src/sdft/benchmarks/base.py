@@ -92,7 +92,10 @@ class Benchmark(Settings):
         return {}, []
 
     def forecast(self, models: int, sampling: Sampling) -> str | None:
-        """What `further` will ask of others, for so many models and replies of at most this length; None: nothing."""
+        """What a run will ask of others (a judge, the hub), for so many models and replies of at most this length.
+
+        None: nothing. Asks no one itself.
+        """
         return None
 
     def groups(self, example: Example) -> str | None:

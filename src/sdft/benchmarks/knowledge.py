@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from sdft.benchmarks.base import HarnessBenchmark
 from sdft.console import Console
 from sdft.data.registry import find_file
+from sdft.engines import Sampling
 from sdft.models import ModelConfig
 from sdft.records import Example, Metric, Prediction
 
@@ -28,6 +29,22 @@ FILES: dict[KnowledgeTask, tuple[str, ...]] = {
     "winogrande": ("bench/winogrande/winogrande.jsonl",),
 }
 """What the tasks in `harness_tasks` read, relative to a folder of SDFT_DATA_DIR."""
+GROUPS: dict[str, tuple[KnowledgeTask, ...]] = {
+    "truthfulqa": ("truthfulqa_mc1", "truthfulqa_mc2"),
+    "ai2_arc": ("arc_easy", "arc_challenge"),
+    "arc": ("arc_easy", "arc_challenge"),
+}
+"""The harness's names for several tasks at once, and `arc`. Its truthfulqa has a task that generates text, too."""
+HUB: dict[KnowledgeTask, str] = {
+    "mmlu": "cais/mmlu",
+    "truthfulqa_mc1": "truthfulqa/truthful_qa",
+    "truthfulqa_mc2": "truthfulqa/truthful_qa",
+    "arc_easy": "allenai/ai2_arc",
+    "arc_challenge": "allenai/ai2_arc",
+    "hellaswag": "Rowan/hellaswag",
+    "winogrande": "allenai/winogrande",
+}
+"""What the harness's own tasks read."""
 
 
 class Knowledge(HarnessBenchmark):
@@ -39,14 +56,15 @@ class Knowledge(HarnessBenchmark):
     - `accuracy`: the share of all questions answered right, whichever task they are from (without truthfulqa_mc2,
       whose values are no rates);
     - one metric a task, the harness's `acc`; `arc` is both ARC tasks together; `…_norm` is its `acc_norm`, which
-      divides log-likelihoods by the answers' lengths. `truthfulqa_mc2` is the probability given to true answers.
+      divides log-likelihoods by the answers' lengths. `truthfulqa_mc2` is the probability given to true answers;
+    - `truthfulqa`: (2 · mc1 + mc2) / 3 of each question, to stand beside the reference's (see below).
 
     By default without examples before the question and without chat template, as the reference has it: its scripts
     run the harness 0.4 with `--tasks truthfulqa,ai2_arc,hellaswag,winogrande` and read `acc`, and ask MMLU with
     `--n_shot 0`. So of its results for Llama-2-7b-chat, ARC 64.1 is `arc`, HellaSwag 57.8 `hellaswag` (not
-    `_norm`), WinoGrande 66.4 `winogrande` and MMLU 46.4 `mmlu`. TruthfulQA 35.3 is the group's mean as that release
-    came to it, (2 · mc1 + mc2) / 3, to judge by its code and the model's published mc1 30.2 and mc2 45.3. The Open
-    LLM Leaderboard (v1) had `num_fewshot: {mmlu: 5, arc_challenge: 25, hellaswag: 10, winogrande: 5}`, and read
+    `_norm`), WinoGrande 66.4 `winogrande` and MMLU 46.4 `mmlu`. TruthfulQA 35.3 is `truthfulqa`: the group's mean as
+    that release came to it, to judge by its code and the model's published mc1 30.2 and mc2 45.3. The Open LLM
+    Leaderboard (v1) had `num_fewshot: {mmlu: 5, arc_challenge: 25, hellaswag: 10, winogrande: 5}`, and read
     arc_challenge_norm, hellaswag_norm and truthfulqa_mc2.
 
     `source: hub` asks the harness's own tasks, whose data it fetches. `local` reads the files in `FILES` from
@@ -55,12 +73,14 @@ class Knowledge(HarnessBenchmark):
     another on these, not with published numbers.
 
     The harness's `results.json` and its log of each question stand in a folder for each task, beside the
-    predictions. A task that has finished is not run again.
+    predictions, and one `results.json` of all tasks and their groups above them. A task that has finished is not run
+    again.
     """
 
     METRICS: ClassVar[dict[str, Metric]] = {
         "accuracy": Metric(),
         "mmlu": Metric(),
+        "truthfulqa": Metric(kind="mean"),
         "truthfulqa_mc1": Metric(),
         "truthfulqa_mc2": Metric(kind="mean"),
         "arc": Metric(),
@@ -76,9 +96,9 @@ class Knowledge(HarnessBenchmark):
 
     name: Literal["knowledge"] = "knowledge"
     tasks: tuple[KnowledgeTask, ...] = tuple(FILES)
-    """The harness's tasks to run."""
+    """The harness's tasks to run; `truthfulqa`, `ai2_arc` and `arc` stand for two each."""
     num_fewshot: dict[KnowledgeTask, int] = {}
-    """Answered questions before each question, by task; 0 where a task is not named."""
+    """Answered questions before each question, by task or group; 0 where a task is not named."""
     source: Literal["auto", "hub", "local"] = Field(default="auto", validate_default=True)
     """`auto` becomes `local` where SDFT_DATA_DIR has all that is asked for, else `hub`; a run keeps to it."""
     limit: int | None = Field(default=None, ge=1)
@@ -87,6 +107,22 @@ class Knowledge(HarnessBenchmark):
     """Put the prompt into the model's chat template, examples as turns."""
     batch_size: int = Field(default=8, ge=1)
     """Questions' answers computed at once."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _expand_groups(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(
+            task for name in value for task in (GROUPS.get(name, (name,)) if isinstance(name, str) else (name,))
+        )
+
+    @field_validator("num_fewshot", mode="before")
+    @classmethod
+    def _expand_group_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {task: shots for name, shots in value.items() for task in GROUPS.get(name, (name,))}
 
     @field_validator("tasks")
     @classmethod
@@ -125,6 +161,13 @@ class Knowledge(HarnessBenchmark):
         from sdft.benchmarks._harness import measure
 
         return measure(self, model, folder, console)
+
+    def forecast(self, models: int, sampling: Sampling) -> str | None:
+        """Whose data the hub will be asked for, if any. Asks nothing itself."""
+        if self.source != "hub":
+            return None
+        names = ", ".join(dict.fromkeys(HUB[task] for task in self.tasks))
+        return f"its data comes from the hub: {names}; to do without, put the files of source=local into SDFT_DATA_DIR"
 
     def missing(self) -> Iterator[str]:
         """The harness, and the files where `source: local` wants them."""

@@ -317,17 +317,17 @@ def _likelihood(run: Run, report: Report) -> Iterator[Figure]:
     )
 
 
-LIKENESS = {"similarity": "embedding similarity", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+LIKENESS = {
+    "similarity": "embedding similarity", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L",
+    "bleu4_characters": "BLEU-4 of characters", "rouge_l_tokens": "ROUGE-L of tokens",
+}  # fmt: skip
 
 
 def _shifts(run: Run, report: Report, colours: dict[str, str]) -> Iterator[Figure]:
-    """By embedding on every benchmark, by words on those that are to stay as they were."""
+    """Every measure on every benchmark, as the reference's scripts draw them."""
     shifts = report.analysis.shifts if report.analysis else ()
-    roles = {table.label: table.role for table in report.benchmarks}
     for label in dict.fromkeys(shift.benchmark for shift in shifts):
         for metric, name in LIKENESS.items():
-            if metric != "similarity" and roles.get(label) != "retention":
-                continue
             samples = []
             for shift in shifts:
                 values = run.shift_values.get((label, metric, shift.model), [])

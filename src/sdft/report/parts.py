@@ -121,7 +121,8 @@ class ReplyShift(Part):
     benchmark: str
     rows: int
     metrics: dict[str, Estimate]
-    """Means of `similarity` (cosine of embeddings), `bleu4` and `rouge_l`, as far as measured; 1 is equal."""
+    """Means of `similarity` (cosine of embeddings), `bleu4`, `rouge_l`, `bleu4_characters` and `rouge_l_tokens`, as
+    far as measured; 1 is equal."""
 
 
 class Shifts(Part):
