@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sdft
-from sdft.data import missing
+from sdft.data import unfetched
 from sdft.inspection import recipe_files
 from sdft.rundir import read_json
 
@@ -53,7 +53,7 @@ def smoke(name: str, folder: Path) -> str:
     few = [item for item in FEW if recipe.data or not item.startswith("data.")]
     tree = sdft.load_recipe(name, few).model_dump(mode="json")
     tree["output_dir"] = str((folder / name).parent)
-    if recipe.data and missing(sdft.DataConfig(dataset=tree["data"]["dataset"])):
+    if recipe.data and unfetched(sdft.DataConfig(dataset=tree["data"]["dataset"])):
         tree["data"]["dataset"] = STAND_IN
     tree["evaluate"]["benchmarks"] = [small(entry, bool(recipe.methods)) for entry in tree["evaluate"]["benchmarks"]]
     started = time.monotonic()

@@ -191,8 +191,9 @@ def test_unknown_task_is_named() -> None:
 def test_absent_data_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("SDFT_DATA_DIR", "")
     monkeypatch.setenv("SDFT_CACHE", str(tmp_path))
-    (problem,) = Gsm8k().missing()
-    assert "gsm8k_test.json" in problem and "SDFT_DATA_DIR" in problem
+    assert not list(Gsm8k().missing())  # it can be fetched
+    absent = Gsm8k().unfetched()
+    assert absent and "gsm8k_test.json" in absent and "SDFT_DATA_DIR" in absent
 
 
 def test_drift_needs_nothing() -> None:

@@ -202,8 +202,8 @@ def test_xstest_has_its_questions_and_types() -> None:
 def test_xstest_without_data_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SDFT_DATA_DIR", "")
     monkeypatch.setenv("SDFT_CACHE", str(tmp_path))
-    (problem,) = XSTest().missing()
-    assert "xstest_prompts.csv" in problem and "SDFT_DATA_DIR" in problem
+    absent = XSTest().unfetched()
+    assert absent and "xstest_prompts.csv" in absent and "SDFT_DATA_DIR" in absent
 
 
 def test_xstest_reads_the_file_as_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 import sdft
 from helpers_models import save_tiny_model
 from helpers_pipeline import contents, scripted_recipe
-from sdft.pipeline import plan
+from sdft.pipeline import check_all, forecasts, plan
 from sdft.rundir import file_sha256, read_json
 from sdft.stages import evaluate as evaluate_stage
 
@@ -273,3 +274,37 @@ def test_a_marker_that_is_none_is_named(tmp_path: Path) -> None:
     (folder / "stages/distill.json").write_text("{}", encoding="utf-8")
     with pytest.raises(sdft.RunError, match=r"distill\.json: not a stage's marker; delete it"):
         sdft.run(folder)
+
+
+def test_a_data_file_that_was_edited_since_is_refused_by_name(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    folder = sdft.run(tree).path
+    data = tmp_path / "data.jsonl"
+    stat = data.stat()
+    os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert sdft.run(tree).done == ()  # touched, but the same
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"instruction": "20 plus 4 is", "output": "24"}\n')
+    with pytest.raises(sdft.RunError, match=r"data\.jsonl has changed since this run read it.*--redo data"):
+        sdft.run(tree)
+    assert sdft.run(tree, redo="data").done[0] == "data"
+    assert len((folder / "data/train.jsonl").read_text(encoding="utf-8").splitlines()) == 13
+    data.unlink()
+    assert sdft.run(folder).done == ()  # the run has its own copy
+
+
+def test_data_that_is_not_here_is_no_error_before_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDFT_DATA_DIR", "")
+    monkeypatch.setenv("SDFT_CACHE", str(tmp_path / "cache"))
+    asked: list[object] = []
+    monkeypatch.setattr("sdft.data.registry.download", lambda *args: asked.append(args))
+    tree = scripted_recipe(
+        tmp_path, data={"dataset": "gsm8k_train"}, evaluate={"engine": "scripted", "benchmarks": ["gsm8k"]}
+    )
+    recipe, _ = check_all(tree)
+    data, benchmark = forecasts(recipe)
+    assert data.startswith("data: gsm8k_train: gsm8k/gsm8k_train.json is neither")
+    assert benchmark.startswith("benchmark 'gsm8k': gsm8k_test: gsm8k/gsm8k_test.json is neither")
+    assert not asked

@@ -94,7 +94,7 @@ def small_tests(recipe: Recipe) -> Iterator[str]:
 def _rows(benchmark: AnyBenchmark) -> int | None:
     """How many rows a benchmark of the task asks, where its main metric is a share; None for others."""
     main = next(iter(benchmark.metrics().values()))
-    if benchmark.ROLE != "task" or main.kind != "rate":
+    if benchmark.ROLE != "task" or main.kind != "rate" or benchmark.unfetched():
         return None
     try:
         return benchmark.limit or len(benchmark.examples())

@@ -17,6 +17,7 @@ from typing import Any
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.cautions import at_start, overlap_lines, overlaps
 from sdft.console import Console
+from sdft.data import unfetched
 from sdft.data.config import DataConfig
 from sdft.data.origin import SOURCES, SourceFile, changed
 from sdft.engines import AnyEngine, AutoSettings, OpenAISettings
@@ -393,10 +394,16 @@ def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
 
 
 def forecasts(recipe: Recipe) -> list[str]:
-    """What the recipe will ask of judge models, a line for each benchmark that has one. Reads their data."""
+    """What the recipe will fetch, and ask of judge models and the hub: a line for each. Reads a judge's data."""
     models = 1 + len(recipe.methods)
-    found = [(b.label or b.name, b.forecast(models, recipe.evaluate.sampling)) for b in recipe.evaluate.benchmarks]
-    return [f"benchmark '{label}': {forecast}" for label, forecast in found if forecast]
+    absent = unfetched(recipe.data) if recipe.data else None
+    lines = [f"data: {absent}. `sdft run` tries to fetch it"] if absent else []
+    for benchmark in recipe.evaluate.benchmarks:
+        absent = benchmark.unfetched()
+        told = f"{absent}. `sdft run` tries to fetch it" if absent else None
+        told = told or benchmark.forecast(models, recipe.evaluate.sampling)
+        lines += [f"benchmark '{benchmark.label or benchmark.name}': {told}"] if told else []
+    return lines
 
 
 def with_engines(recipe: Recipe) -> tuple[Recipe, list[str]]:

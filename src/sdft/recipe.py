@@ -147,7 +147,9 @@ class EvaluateConfig(Settings):
 
     @model_validator(mode="after")
     def _decoding_suits(self) -> EvaluateConfig:
-        found = [f"'{b.label or b.name}': {why}" for b in self.benchmarks for why in b.conflicts(b.sampling or self.sampling)]
+        found = [
+            f"'{b.label or b.name}': {why}" for b in self.benchmarks for why in b.conflicts(b.sampling or self.sampling)
+        ]
         if found:
             raise ValueError(f"benchmarks: {'; '.join(found)}")
         return self

@@ -12,6 +12,7 @@ from sdft.checks import Check
 from sdft.console import Console
 from sdft.data import load_examples
 from sdft.data import missing as missing_data
+from sdft.data import unfetched as unfetched_data
 from sdft.data.config import DataConfig
 from sdft.engines import Sampling
 from sdft.errors import BenchmarkError
@@ -106,6 +107,10 @@ class Benchmark(Settings):
         """What this benchmark needs and does not find (package, data), each with how to get it."""
         return iter(())
 
+    def unfetched(self) -> str | None:
+        """Data that is not here and will be fetched; None where there is none."""
+        return None
+
 
 class DatasetBenchmark(Benchmark):
     """A dataset and a check: `accuracy` is the share of replies that pass."""
@@ -131,6 +136,10 @@ class DatasetBenchmark(Benchmark):
         problem = missing_data(self.data())
         if problem:
             yield problem
+
+    def unfetched(self) -> str | None:
+        """The dataset, where it is not here."""
+        return unfetched_data(self.data())
 
 
 class HarnessBenchmark(Benchmark):

@@ -11,7 +11,7 @@ from sdft.data.config import DataConfig
 from sdft.data.files import Row
 from sdft.data.formats import BadRow, Layout, UnusableRow, as_messages, as_row, to_example
 from sdft.data.registry import RegistryEntry, registered
-from sdft.data.sources import GENERATED, Made, Table, find, hub_note, missing, provide, sliced
+from sdft.data.sources import GENERATED, Made, Table, find, hub_note, missing, provide, sliced, unfetched
 from sdft.errors import DataError
 from sdft.records import Example, Message
 
@@ -28,6 +28,7 @@ __all__ = [
     "missing",
     "provide",
     "registered",
+    "unfetched",
 ]
 
 NAMED = 10

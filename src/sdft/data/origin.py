@@ -12,7 +12,6 @@ from sdft.errors import DataError
 from sdft.records import Record
 from sdft.rundir import file_sha256
 
-
 SOURCES = "data/sources.jsonl"
 """Where a run keeps them."""
 

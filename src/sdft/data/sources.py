@@ -119,7 +119,7 @@ def _columns(config: DataConfig, own: Columns) -> Columns:
 def missing(config: DataConfig) -> str | None:
     """What is absent for reading `config`, and how to get it, without reading a row; None where all is there.
 
-    Of a hub dataset nothing can be told without asking the hub.
+    Of a hub dataset nothing can be told without asking the hub, and a registered one is fetched: see `unfetched`.
     """
     try:
         find(config)
@@ -129,6 +129,11 @@ def missing(config: DataConfig) -> str | None:
         return missing_reasoning_gym()
     if config.dataset == "bfcl_simple":
         return missing_bfcl(data_dirs())
+    return None
+
+
+def unfetched(config: DataConfig) -> str | None:
+    """Where a registered dataset that is not here will be fetched from, and how to provide it; None for others."""
     entry = registered().get(config.dataset)
     return absent(config.dataset, entry) if entry and local_file(entry) is None else None
 
