@@ -35,7 +35,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/run.py
 
-# Each recipe of the reference, a few rows of it, on SmolLM2: a nightly job of some ten minutes on 2 cores.
+# Each recipe of the reference, a few rows of it, on SmolLM2: a nightly job, minutes for each recipe on 2 cores.
 reference-smoke: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/reference_smoke.py
 
