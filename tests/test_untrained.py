@@ -143,3 +143,11 @@ def test_an_adapter_or_a_device_that_is_not_there_is_named_before_anything_runs(
                 "train": {"lora": None},
             }
         )
+
+
+def test_a_benchmark_that_is_none_is_named_as_it_was_given() -> None:
+    with pytest.raises(sdft.RecipeError, match=r"^--benchmarks: no 'gsm8'; did you mean 'gsm8k'\?$"):
+        eval_recipe("owner/model", benchmarks=["drift", "gsm8"])
+    assert [b.label for b in eval_recipe("owner/model", benchmarks=["advbench_raw"]).evaluate.benchmarks] == [
+        "advbench_raw"
+    ]

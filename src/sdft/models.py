@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -306,8 +307,11 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     if config.get("base_model_name_or_path"):
         misfit += f" (it was made for {config['base_model_name_or_path']})"
     try:
-        tuned = PeftModel.from_pretrained(model, str(folder))
-        wanted, there = set(get_peft_model_state_dict(tuned)), set(load_peft_weights(str(folder), device="cpu"))
+        with warnings.catch_warnings():  # where the base has a hub's name, and the hub is not there to be asked
+            warnings.filterwarnings("ignore", message="Could not find a config file")
+            tuned = PeftModel.from_pretrained(model, str(folder))
+            wanted = set(get_peft_model_state_dict(tuned))
+        there = set(load_peft_weights(str(folder), device="cpu"))
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise ModelError(f"{misfit}: {str(error).strip().splitlines()[0]}") from None
     if wanted != there:  # PEFT itself only warns, and leaves those layers untuned

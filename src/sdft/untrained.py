@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdft.errors import RecipeError
+from sdft.benchmarks import AnyBenchmark
+from sdft.errors import RecipeError, did_you_mean
+from sdft.inspection import members
 from sdft.models import ModelConfig, lacking
 from sdft.pipeline import is_run
 from sdft.recipe import Recipe, load_recipe, recipe_file
@@ -54,6 +56,9 @@ def eval_recipe(
     }
     wanted = [entry.model_dump() for entry in load_recipe(tree).evaluate.benchmarks]
     if benchmarks:
+        known = list(dict.fromkeys([*members(AnyBenchmark), *(entry["label"] or entry["name"] for entry in wanted)]))
+        if unknown := [name for name in benchmarks if name not in known]:
+            raise RecipeError(f"--benchmarks: no '{unknown[0]}'{did_you_mean(unknown[0], known)}")
         wanted = [
             entry
             for name in benchmarks
