@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers_checks import data_file
-from sdft.data import DataConfig, hub_note, load_examples, missing
+from sdft.data import DataConfig, hub_note, load_examples, unfetched
 from sdft.data import hub as hub_module
 from sdft.data import registry as registry_module
 from sdft.data import sources as sources_module
@@ -178,12 +178,12 @@ def test_where_the_file_cannot_be_had_the_hub_is_asked_once_and_said_so(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     config = DataConfig(dataset="sums")
-    assert missing(config) and not hub_note(config)
+    assert unfetched(config) and not hub_note(config)
     [example] = load_examples(config)
     assert example.reference.endswith("The answer is 3,472.")
     assert load_examples(config) == [example]
     assert asked == [("own/sums", "main", {"split": "train[:1]", "revision": "abc"})]
-    assert missing(config) is None
+    assert unfetched(config) is None
     [note] = hub_note(config)
     assert "own/sums" in note and "not the rows that the reference drew" in note
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from helpers_data import data_folder
-from sdft.data import DataConfig, load_examples, missing, registered
+from sdft.data import DataConfig, load_examples, missing, registered, unfetched
 from sdft.data import registry as registry_module
 from sdft.data import sources as sources_module
 from sdft.data.download import download
@@ -52,7 +52,7 @@ def test_reference_data_has_the_reported_rows_and_the_pinned_hash(name: str) -> 
     assert hashlib.sha256((folder / entry.file).read_bytes()).hexdigest() == entry.sha256
     examples = load_examples(name)
     assert len(examples) == entry.rows == len({example.id for example in examples})
-    assert missing(DataConfig(dataset=name)) is None
+    assert unfetched(DataConfig(dataset=name)) is None
 
 
 def test_gsm8k_rows_and_lima_turns() -> None:
@@ -355,7 +355,7 @@ def test_offline_the_error_says_which_file_to_put_where(
         load_examples("sums")
     for words in ("sums/rows.json", "SDFT_DATA_DIR", str(tmp_path / "cache/data/sums/rows.json"), entry.url, "refused"):
         assert words in str(error.value)
-    assert str(missing(DataConfig(dataset="sums"))) in str(error.value)
+    assert str(unfetched(DataConfig(dataset="sums"))) in str(error.value)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="HF_HUB_OFFLINE is set"):
         load_examples("sums")
@@ -374,7 +374,7 @@ def test_the_cache_is_filled_once_and_a_spoilt_file_in_it_is_replaced(entry: Reg
         assert fetch("sums", here) == cached
         assert len(server.ranges) == 1
         cached.write_bytes(b"spoilt")
-        assert "neither" in str(missing(DataConfig(dataset="sums")))
+        assert "neither" in str(unfetched(DataConfig(dataset="sums")))
         assert fetch("sums", here).read_bytes() == BODY
-    assert missing(DataConfig(dataset="sums")) is None
+    assert unfetched(DataConfig(dataset="sums")) is None
     assert load_examples("sums", limit=2)[1].reference == "1"

@@ -22,18 +22,12 @@ class SourceFile(Record):
     path: str
     size: int
     """In bytes."""
-    modified_ns: int
-    """Its time stamp: where size and stamp are the same, the file is not read to compare it."""
     sha256: str
 
 
 def source_files(config: DataConfig) -> list[SourceFile]:
     """The local files that a dataset is read from; none where it is generated or on the hub."""
-    return [
-        SourceFile(path=str(path), size=stat.st_size, modified_ns=stat.st_mtime_ns, sha256=file_sha256(path))
-        for path in _files(config)
-        for stat in [path.stat()]
-    ]
+    return [SourceFile(path=str(path), size=path.stat().st_size, sha256=file_sha256(path)) for path in _files(config)]
 
 
 def changed(config: DataConfig, known: Iterable[SourceFile]) -> str | None:
@@ -43,9 +37,7 @@ def changed(config: DataConfig, known: Iterable[SourceFile]) -> str | None:
     if files and len(files) != len(before):
         return config.dataset
     for path, old in zip(files, before, strict=False):
-        stat = path.stat()
-        same = (stat.st_size, stat.st_mtime_ns) == (old.size, old.modified_ns)
-        if not same and (stat.st_size != old.size or file_sha256(path) != old.sha256):
+        if path.stat().st_size != old.size or file_sha256(path) != old.sha256:
             return str(path)
     return None
 
