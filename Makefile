@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test sandbox check bench reference-smoke results picture browser clean
+.PHONY: demo test sandbox check bench reference-smoke results picture browser docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -27,8 +27,8 @@ browser:
 	  echo "chromium cannot be installed here: its tests will be skipped"
 
 check: $(INSTALLED)
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench examples docs/site
+	$(BIN)/ruff format --check src tests bench examples docs/site
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
@@ -56,11 +56,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m compileall -q src
 	touch $@
 
+# The site, into site/, from the tools of the extra `docs`. Pictures are taken from the demo's report, where it is here.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/site/commands.py
+	$(BIN)/python docs/site/pictures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/pip install -q --use-pep517 -c constraints.txt -e '.[docs]'
+	touch $@
+
 # The README's picture, from the demo's own report. Needs Debian's chromium.
 picture: demo
-	chromium --headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync \
-	  --disable-component-update --hide-scrollbars --user-data-dir="$$(mktemp -d)" --window-size=1280,1500 \
-	  --screenshot="$(abspath docs/images/demo-report.png)" "file://$(abspath runs/demo/report/report.html)"
+	$(BIN)/python docs/site/pictures.py
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
