@@ -44,7 +44,7 @@ def main() -> None:
         time.sleep(60)
     with serving(given.port) as server:
         server.models = [given.served_model_name, *(module.partition("=")[0] for module in given.lora_modules)]
-        time.sleep(1 if kind == "ends" else 60)
+        time.sleep(0.3 if kind == "ends" else 60)
         sys.stderr.write("out of memory\n")
         os._exit(1)
 

@@ -39,7 +39,7 @@ class FakeLLM:
         self.dies_after = 10**9
         self.is_shut = False
         self.model_config = SimpleNamespace(max_model_len=options["max_model_len"] or 512)
-        core = SimpleNamespace(engine_dead=False, shutdown=self._shutdown)
+        core = SimpleNamespace(shutdown=self._shutdown)
         self.llm_engine = SimpleNamespace(
             step=self._step, add_lora=self._add_lora, abort_request=self._abort, engine_core=core
         )
@@ -77,7 +77,7 @@ class FakeLLM:
         for key in keys:
             del self.held[key]
 
-    def _shutdown(self) -> None:
+    def _shutdown(self, timeout: float) -> None:
         self.is_shut = True
 
 

@@ -31,6 +31,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM makes room for."""
 QUEUED = 2
 """Requests that vLLM holds for each row that it decodes, so that a row that finishes leaves no gap."""
+ENDING = 10.0
+"""Seconds that vLLM's process gets to end by itself."""
 QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 """The environment that vLLM is started in, where it says nothing else: no reports to its makers."""
 
@@ -117,7 +119,7 @@ class VLLMEngine:
         """End vLLM's process and free its memory."""
         if self._llm is None:
             return
-        self._llm.llm_engine.engine_core.shutdown()
+        self._llm.llm_engine.engine_core.shutdown(timeout=ENDING)
         self._llm = None
         gc.collect()
 
@@ -220,7 +222,7 @@ class VLLMEngine:
 
     def _abort(self, ids: list[str]) -> None:
         """Take back what nobody waits for any more."""
-        if ids and self._llm is not None and not getattr(self._llm.llm_engine.engine_core, "engine_dead", False):
+        if ids and self._llm is not None:
             with _told("engine vllm: it has ended"):
                 self._llm.llm_engine.abort_request(ids, internal=True)
 
