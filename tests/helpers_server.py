@@ -56,6 +56,7 @@ class Served(ThreadingHTTPServer):
         """Log-probabilities of all tokens but the first; None: given texts are not scored."""
         self.scores_by = "prompt_logprobs"
         """Or `echo`; a server of that kind refuses the other field."""
+        self.models = [MODEL]
         self.finish = "stop"
         self.seconds = 0.0
         self.at_once = 10_000
@@ -91,8 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        body = {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "me"}]}
-        self._send(200, json.dumps(body).encode(), {})
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in self.server.models]
+        self._send(200, json.dumps({"object": "list", "data": models}).encode(), {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

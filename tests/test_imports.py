@@ -23,7 +23,7 @@ LAYERS = (
     {"recipe"},
     {"stages", "manifest", "inspection", "cautions", "training", "analysis"},
     {"pipeline", "api", "starter", "doctor", "recipe_schema"},
-    {"scoreboard", "untrained", "grid", "comparing", "gate", "planning", "cards", "export", "chat"},
+    {"scoreboard", "untrained", "grid", "comparing", "gate", "planning", "cards", "export", "serving", "chat"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -31,7 +31,7 @@ LAYERS = (
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "scipy", "matplotlib", "jinja2", "rich",
     "numpy", "pyarrow", "lm_eval", "nltk", "reasoning_gym", "gguf", "safetensors", "tokenizers", "huggingface_hub",
-    "openai", "httpx2",
+    "openai", "httpx2", "vllm",
 }  # fmt: skip
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sdft.prompts import PromptConfig
     from sdft.recipe import Recipe, TrainConfig, dump_recipe, load_recipe
     from sdft.records import Choice, Comparison, Example, Message, Prediction, Rewrite, Score, Verdict
+    from sdft.serving import serve
     from sdft.untrained import eval_recipe
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "load_recipe",
     "run",
     "select",
+    "serve",
     "sweep",
     "train",
 ]
@@ -94,6 +96,7 @@ _HOMES = {
     "sdft.prompts": ("PromptConfig",),
     "sdft.recipe": ("Recipe", "TrainConfig", "dump_recipe", "load_recipe"),
     "sdft.records": ("Choice", "Comparison", "Example", "Message", "Prediction", "Rewrite", "Score", "Verdict"),
+    "sdft.serving": ("serve",),
     "sdft.untrained": ("eval_recipe",),
     "sdft.grid": ("SweepResult", "sweep"),
 }

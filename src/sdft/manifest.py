@@ -15,7 +15,18 @@ from typing import Any
 from sdft.recipe import Recipe
 from sdft.rundir import RunDir, read_json, write_json
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "tokenizers", "safetensors", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "datasets",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "vllm",
+)
 
 
 def write_manifest(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
+from sdft.benchmarks.drift import Drift
 from sdft.cautions import at_start, overlap_lines, overlaps
 from sdft.console import Console
 from sdft.data import unfetched
 from sdft.data.config import DataConfig
 from sdft.data.origin import SOURCES, SourceFile, changed
-from sdft.engines import AnyEngine, AutoSettings, OpenAISettings
+from sdft.engines import AnyEngine, AutoSettings, OpenAISettings, VLLMSettings
 from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
 from sdft.models import ModelConfig, identify, pick_device, resolve
@@ -193,7 +194,7 @@ def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:
         problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
     elif "eval" in kinds and _measures_model(recipe):
         problems += _lacking_model(recipe.model)
-    problems += [what for kind, what in _lacking_servers(recipe) if kind in kinds]
+    problems += [what for kind, what in _lacking_engines(recipe) if kind in kinds]
     if "eval" in kinds:
         problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe.evaluate.benchmarks)
     if "analyze" in kinds:
@@ -295,7 +296,7 @@ def lacking(recipe: Recipe) -> list[str]:
     return [
         *(_lacking_model(recipe.model) if _loads_model(recipe) else []),
         *_lacking_data(recipe.data),
-        *(what for _, what in _lacking_servers(recipe)),
+        *(what for _, what in _lacking_engines(recipe)),
         *_lacking_benchmarks(recipe.evaluate.benchmarks),
         *_lacking_similarity(recipe.analyze),
         *_lacking_trackers(recipe.train.report_to if recipe.methods else ()),
@@ -318,10 +319,10 @@ def _measures_model(recipe: Recipe) -> bool:
     return any(isinstance(benchmark, HarnessBenchmark) for benchmark in recipe.evaluate.benchmarks)
 
 
-def _lacking_servers(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The kind of stage that asks a server, and what it takes to ask it."""
+def _lacking_engines(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The kind of stage that asks a server or runs vLLM, and what that takes."""
     for kind, engine in _engines(recipe).items():
-        for what in engine.missing() if isinstance(engine, OpenAISettings) else ():
+        for what in engine.missing() if isinstance(engine, OpenAISettings | VLLMSettings) else ():
             yield kind, f"{'evaluate' if kind == 'eval' else kind}.engine: {what}"
 
 
@@ -415,7 +416,8 @@ def with_engines(recipe: Recipe) -> tuple[Recipe, list[str]]:
     for section in ("distill", "evaluate"):
         config = getattr(recipe, section)
         if isinstance(config.engine, AutoSettings):
-            engine, why = config.engine.choose(recipe.model)
+            drifts = section == "evaluate" and any(isinstance(b, Drift) for b in recipe.evaluate.benchmarks)
+            engine, why = config.engine.choose(recipe.model, "distributions" if drifts else "replies")
             recipe = recipe.model_copy(update={section: config.model_copy(update={"engine": engine})})
             lines.append(f"{section}.engine auto: {why}")
     return recipe, list(dict.fromkeys(lines))

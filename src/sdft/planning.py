@@ -18,7 +18,7 @@ from statistics import fmean
 from sdft.benchmarks import HarnessBenchmark
 from sdft.console import Console, duration
 from sdft.data import BadRow, iter_examples
-from sdft.engines import Engine, OpenAISettings, Request, Sampling, TransformersSettings
+from sdft.engines import Engine, OpenAISettings, Request, Sampling, TransformersSettings, VLLMSettings
 from sdft.memory import GIB, Shape, bytes_of, free_memory, guess_device, shape_of
 from sdft.models import load_tokenizer, resolve
 from sdft.pipeline import with_engines
@@ -96,7 +96,7 @@ def _drawn(recipe: Recipe) -> tuple[int, list[Example]]:
 def _loads(recipe: Recipe) -> bool:
     """Whether the run loads the model here."""
     engines = (recipe.distill.engine, recipe.evaluate.engine)
-    return bool(recipe.methods) or any(isinstance(engine, TransformersSettings) for engine in engines)
+    return bool(recipe.methods) or any(isinstance(engine, TransformersSettings | VLLMSettings) for engine in engines)
 
 
 def _counter(recipe: Recipe) -> Callable[[str], int]:

@@ -455,6 +455,7 @@ for command, examples in (
     (start.doctor, ("sdft doctor",)),
     (start.recipe_schema, ("sdft recipe-schema > recipe.schema.json",)),
     (using.export, ("sdft export runs/mine --merge", "sdft export runs/mine --dataset --push me/mine-distilled")),
+    (using.serve, ("sdft serve mine.yaml", "sdft serve runs/mine --port 8000 -- --max-model-len 4096")),
     (using.chat, ("sdft chat runs/mine", "echo 'How much is 7 - 9?' | sdft chat runs/mine --method sft")),
 ):
     app.command(epilog=shown(*examples))(command)

@@ -1,7 +1,8 @@
-"""The commands for what is done with a result: export, chat."""
+"""The commands for what is done with a result: export, serve, chat."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -52,6 +53,42 @@ def export(
     print(f"export: {folder}")
     if push is not None:
         print(f"pushed: {exporting.push(folder, push, 'dataset' if dataset else 'model', public)}")
+
+
+def serve(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run's folder with its adapters.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]... [-- OPTION]...", help="Settings of the recipe; after -- options of `vllm serve`."
+        ),
+    ] = None,
+    method: Annotated[Trained | None, typer.Option(help="This tuned model alone, not all of the run's.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="On 127.0.0.1. Default: a free one.")] = None,
+) -> None:
+    """Serve a recipe's model and a run's adapters with vLLM, for the engine openai.
+
+    Prints what a recipe has to say to use the server. Ctrl-C stops it.
+
+    The command `vllm` is taken from SDFT_VLLM, such as /opt/vllm/bin/vllm, else from the PATH.
+    """
+    from sdft import serving
+    from sdft.console import Console
+
+    console = Console()
+    words = overrides or []
+    first = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # however this process is ended, the server ends with it
+        signal.signal(number, _leave)
+    console.say(f"starting vllm for {recipe}; loading may take minutes")
+    with serving.serve(recipe, words[:first], method=method, port=port, arguments=words[first:]) as server:
+        print(server.lines(), end="", flush=True)
+        console.say(f"serving at {server.base_url}, its log is {server.log}; Ctrl-C stops it")
+        server.wait()
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def chat(

@@ -18,10 +18,12 @@ from sdft.engines.base import (
 from sdft.engines.openai import OpenAISettings
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
+from sdft.engines.vllm import VLLMSettings
 from sdft.models import ModelConfig
 
 AnyEngine = Annotated[
-    TransformersSettings | OpenAISettings | ScriptedSettings | AutoSettings, Field(discriminator="name")
+    TransformersSettings | VLLMSettings | OpenAISettings | ScriptedSettings | AutoSettings,
+    Field(discriminator="name"),
 ]
 
 
@@ -42,5 +44,6 @@ __all__ = [
     "ScriptedSettings",
     "TokenLogprobs",
     "TransformersSettings",
+    "VLLMSettings",
     "open_engine",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Literal
 
-from sdft.engines.transformers import TransformersEngine, TransformersSettings
+from sdft.engines.base import Engine
+from sdft.engines.transformers import TransformersSettings
+from sdft.engines.vllm import VLLMSettings
 from sdft.errors import EngineError
 from sdft.memory import GIB, free_memory, guess_device, local_shape
 from sdft.models import ModelConfig
@@ -22,8 +25,13 @@ class AutoSettings(Settings):
 
     name: Literal["auto"] = "auto"
 
-    def choose(self, model: ModelConfig) -> tuple[TransformersSettings, str]:
-        """The engine for a model here, and why, in one line. Loads nothing. Raises EngineError where none fits."""
+    def choose(
+        self, model: ModelConfig, wanted: Literal["replies", "distributions"] = "replies"
+    ) -> tuple[TransformersSettings | VLLMSettings, str]:
+        """The engine for a model here, and why, in one line. Loads nothing. Raises EngineError where none fits.
+
+        `wanted` is what it has to give; vLLM gives no whole next-token distributions.
+        """
         device = guess_device(model.device)
         free, shape = free_memory(device), local_shape(model)
         rows = MOST_ROWS[device]
@@ -38,8 +46,12 @@ class AutoSettings(Settings):
             fit = int((USABLE * free - weights) / (USUAL_TOKENS * shape.cache_bytes(model.dtype, device)))
             rows = max(1, min(rows, fit))
             room = f"weights take {weights / GIB:.1f} of {free / GIB:.1f} GiB free"
+        if device == "cuda" and importlib.util.find_spec("vllm") is not None:
+            if wanted == "replies":
+                return VLLMSettings(), f"vllm on cuda; {room}"
+            room += "; drift needs whole distributions, which vllm does not give"
         return TransformersSettings(max_batch_size=rows), f"transformers on {device}, {rows} rows at once; {room}"
 
-    def open(self, model: ModelConfig) -> TransformersEngine:
+    def open(self, model: ModelConfig) -> Engine:
         """Choose, and load the model. Raises EngineError and ModelError."""
         return self.choose(model)[0].open(model)

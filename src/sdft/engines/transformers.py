@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from sdft.engines._stops import split_stops
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError
 from sdft.models import ModelConfig, load_model, load_tokenizer
@@ -212,12 +213,10 @@ class TransformersEngine:
                 id=request.id, text="", finish="error", prompt_tokens=len(prompt), tokens=0,
                 error=f"{why} ({len(prompt)} tokens)",
             )  # fmt: skip
-        single = {stop: self.tokenizer.convert_tokens_to_ids(stop) for stop in request.stop}
-        known = {stop: i for stop, i in single.items() if i is not None and i != self.tokenizer.unk_token_id}
-        strings = tuple(stop for stop in request.stop if stop not in known)
+        stop_ids, strings = split_stops(self.tokenizer, request.stop)
         draw = random.Random(request.seed)
         prefix = self._shared_tokens(request.prefix, prompt)
-        return _Row(request, prompt, prefix, room, draw, strings, self.end_ids | frozenset(known.values()))
+        return _Row(request, prompt, prefix, room, draw, strings, self.end_ids | stop_ids)
 
     def _shared_tokens(self, prefix: str, prompt: list[int]) -> int:
         """How many of the prompt's tokens are those of its shared prefix.

@@ -217,9 +217,10 @@ def _divergences(
             f"{run.path}: drift needs the seed model's replies, and {len(missing)} are missing; run `sdft eval` "
             "for the whole recipe, so that the seed comes first"
         )
+    if not isinstance(tuned, DistributionEngine):  # the seed is not even loaded: two may not fit
+        return {}
     with closing(recipe.evaluate.engine.open(recipe.model)) as seed:
-        if not isinstance(tuned, DistributionEngine) or not isinstance(seed, DistributionEngine):
-            return {}
+        assert isinstance(seed, DistributionEngine)
         template = drift.template_for(prompter.renderer.config.style)
         keep = prompter.renderer.config.thinking == "keep"
         prompts = [(example, prompter.infer(example, template, sampling)) for example in examples]

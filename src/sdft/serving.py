@@ -1,0 +1,267 @@
+"""`sdft serve`: `vllm serve` on this machine, with a recipe's model and a run's adapters, for the engine `openai`.
+
+From Python, for as long as a block runs:
+
+    with sdft.serve("runs/mine") as server:
+        print(server.base_url, server.models)
+
+The command `vllm` is taken from SDFT_VLLM (`/opt/vllm/bin/vllm`, another environment's), else from the PATH. The server
+listens on 127.0.0.1 alone, without a key.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdft.engines.vllm import QUIET, lora_room
+from sdft.errors import RunError
+from sdft.memory import free_memory, guess_device
+from sdft.models import ModelConfig, adapter_folder, pick_dtype, resolve
+from sdft.pipeline import find, is_run
+from sdft.recipe import Method, Recipe
+
+HOST = "127.0.0.1"
+PATIENCE = 1800.0
+"""Seconds that the server may take to load the model."""
+POLL = 0.1
+STOPPING = 20.0
+"""Seconds that the server gets to end by itself."""
+TAIL = 25
+"""Lines of the server's log that an error shows."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server is to serve."""
+
+    folder: Path
+    """The model's weights."""
+    config: ModelConfig
+    name: str
+    """What the server calls the model."""
+    adapters: dict[str, Path]
+    """By the names that the server knows them by, which are the run's own: `sft`, `sdft`."""
+    models: dict[str, str]
+    """As the recipe's `evaluate.engine.models` wants it."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `vllm serve`."""
+
+    base_url: str
+    models: dict[str, str]
+    """The recipe's name for each model → the server's."""
+    log: Path
+    """What the server says. Removed when it is stopped."""
+    process: subprocess.Popen[bytes]
+
+    def lines(self) -> str:
+        """What a recipe has to say to use this server."""
+        engine: dict[str, Any] = {"name": "openai", "base_url": self.base_url}
+        told = {"seed": self.models["seed"]} if "seed" in self.models else {}
+        sections = {"distill": engine | ({"models": told} if told else {})}
+        sections |= {"evaluate": engine | ({"models": self.models} if self.models else {})}
+        return "".join(
+            f"{section}:\n  engine: {yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)}"
+            for section, value in sections.items()
+        )
+
+    def wait(self) -> None:
+        """Return when the server ends by itself. Raises RunError, as it should not."""
+        code = self.process.wait()
+        raise RunError(f"vllm serve has ended{_why(code)}; the end of its log:\n{_tail(self.log)}")
+
+
+@contextmanager
+def serve(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    method: Method | None = None,
+    port: int | None = None,
+    arguments: Sequence[str] = (),
+    patience: float = PATIENCE,
+) -> Iterator[Server]:
+    """Serve a recipe's model or a run's, with what was trained, until the block ends.
+
+    `method` serves that tuned model alone beside the seed. `arguments` go to `vllm serve` as they are. Raises RunError
+    where there is no `vllm`, the port is taken, or the server ends, or does not answer within `patience` seconds.
+    """
+    served = what_to_serve(*find(source, overrides), method)
+    vllm = vllm_command()
+    port = _free_port(port)
+    command = [*vllm, *serve_arguments(served, port), *arguments]
+    with tempfile.TemporaryDirectory(prefix="sdft-serve-") as place:
+        log = Path(place) / "vllm.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                env={"VLLM_NO_USAGE_STATS": QUIET["VLLM_NO_USAGE_STATS"], **os.environ},
+            )  # fmt: skip
+        try:
+            _wait_for(process, port, {served.name, *served.adapters}, log, patience)
+            yield Server(f"http://{HOST}:{port}/v1", served.models, log, process)
+        finally:
+            _stop(process)
+
+
+def what_to_serve(recipe: Recipe, folder: Path, method: Method | None) -> Served:
+    """The seed, and beside it what the run at `folder` has trained. Raises RunError and ModelError."""
+    there = sorted(path.parent.name for path in folder.glob("train/*/training.json")) if is_run(folder) else []
+    if method is not None and method not in there:
+        raise RunError(
+            f"{folder}: method '{method}' is not trained here (trained: {', '.join(there) or 'none'}); "
+            "`sdft train` the recipe first"
+        )
+    methods = there if method is None else [method]
+    whole = [name for name in methods if not (folder / f"train/{name}/adapter_config.json").is_file()]
+    seed = recipe.model
+    if whole and method is None:
+        raise RunError(
+            f"{folder}: all weights of {', '.join(whole)} were trained, so each takes a server of its own: name one "
+            "with --method"
+        )
+    if whole:
+        path = folder / f"train/{method}"
+        config = seed.model_copy(update={"name": str(path), "revision": None, "adapter": None})
+        return Served(path, config, str(method), {}, {str(method): str(method)})
+    adapters = {name: (folder / f"train/{name}").resolve() for name in methods}
+    models = {name: name for name in methods}
+    if seed.adapter:
+        adapters, models = {"seed": adapter_folder(seed.adapter).resolve(), **adapters}, {"seed": "seed", **models}
+    return Served(resolve(seed), seed, seed.name, adapters, models)
+
+
+def vllm_command() -> list[str]:
+    """The command that is vLLM. Raises RunError where there is none."""
+    named = shlex.split(os.environ.get("SDFT_VLLM", ""))
+    if named:
+        if shutil.which(named[0]) is None:
+            raise RunError(f"SDFT_VLLM: {named[0]} is no command; name one such as /opt/vllm/bin/vllm")
+        return named
+    beside = Path(sys.executable).with_name("vllm")  # of an environment that is not activated
+    found = shutil.which("vllm") or (str(beside) if beside.is_file() else None)
+    if found is None:
+        raise RunError(
+            "there is no command `vllm`: pip install 'sdft[vllm]', or name another environment's, such as "
+            "SDFT_VLLM=/opt/vllm/bin/vllm"
+        )
+    return [found]
+
+
+def serve_arguments(served: Served, port: int) -> list[str]:
+    """What follows `vllm`."""
+    arguments = ["serve", str(served.folder), "--host", HOST, "--port", str(port), "--served-model-name", served.name]
+    if dtype := _dtype(served.config):
+        arguments += ["--dtype", dtype]
+    if served.config.trust_remote_code:
+        arguments.append("--trust-remote-code")
+    if served.adapters:
+        rank = lora_room(served.adapters.values())
+        arguments += ["--enable-lora", "--max-loras", str(len(served.adapters)), "--max-lora-rank", str(rank)]
+        arguments += ["--lora-modules", *(f"{name}={path}" for name, path in served.adapters.items())]
+    return arguments
+
+
+def _dtype(config: ModelConfig) -> str | None:
+    """None leaves it to vLLM, which takes the weights' own; a processor without bfloat16 would have to emulate that."""
+    if config.dtype != "auto":
+        return config.dtype
+    if guess_device(config.device) != "cpu" or free_memory("cuda") is not None:
+        return None
+    import torch
+
+    return str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+
+
+def _free_port(wanted: int | None) -> int:
+    """The wanted port, or one that is free now. Raises RunError where it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was left a moment ago is free
+        try:
+            probe.bind((HOST, wanted or 0))
+        except OSError as error:
+            raise RunError(
+                f"port {wanted} on {HOST} cannot be had ({error.strerror}); name another with --port, or none"
+            ) from None
+        found: int = probe.getsockname()[1]
+        return found
+
+
+def _wait_for(process: subprocess.Popen[bytes], port: int, names: set[str], log: Path, patience: float) -> None:
+    """Until the server is well and serves these models. Raises RunError."""
+    until = time.monotonic() + patience
+    while not _serves(port, names):
+        code = process.poll()
+        if code is not None:
+            raise RunError(f"vllm serve has ended{_why(code)} before it answered; the end of its log:\n{_tail(log)}")
+        if time.monotonic() > until:
+            raise RunError(f"vllm serve has not answered within {patience:.0f} s; the end of its log:\n{_tail(log)}")
+        time.sleep(POLL)
+
+
+def _serves(port: int, names: set[str]) -> bool:
+    """Whether it says so itself: another program may have taken the port in the meantime."""
+    if _get(port, "/health") is None or (listed := _get(port, "/v1/models")) is None:
+        return False
+    try:
+        return names <= {model["id"] for model in json.loads(listed)["data"]}
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _get(port: int, path: str) -> bytes | None:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+        return body if answer.status == 200 else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and every process that it started: it leads a group of its own."""
+    try:
+        if process.poll() is None:
+            _signal_group(process, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOPPING)
+    finally:  # also where another Ctrl-C cuts the waiting short
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _why(code: int) -> str:
+    return f" by signal {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-TAIL:]) or "  (it said nothing)"
