@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from sdft.engines._replicas import DistributionReplicas
 from sdft.engines.transformers import TransformersEngine, TransformersSettings
 from sdft.errors import EngineError
 from sdft.memory import GIB, free_memory, guess_device, local_shape
@@ -40,6 +41,6 @@ class AutoSettings(Settings):
             room = f"weights take {weights / GIB:.1f} of {free / GIB:.1f} GiB free"
         return TransformersSettings(max_batch_size=rows), f"transformers on {device}, {rows} rows at once; {room}"
 
-    def open(self, model: ModelConfig) -> TransformersEngine:
+    def open(self, model: ModelConfig) -> TransformersEngine | DistributionReplicas:
         """Choose, and load the model. Raises EngineError and ModelError."""
         return self.choose(model)[0].open(model)
