@@ -173,11 +173,11 @@ def test_an_error_in_a_replica_is_told_once(llama: Path, tmp_path: Path, capfd: 
 def recipe(folder: Path, model: Path, replicas: int) -> dict[str, Any]:
     data = folder / "data.jsonl"
     if not data.exists():
-        write_data(data, 60)
+        write_data(data, 24)
     return {
         "name": "run", "output_dir": str(folder / "runs"), "model": str(model), "data": {"dataset": str(data)},
         "distill": {"engine": {"name": "transformers", "replicas": replicas, "max_batch_size": 2},
-                    "max_new_tokens": 200},
+                    "max_new_tokens": 60},
         "methods": [], "evaluate": {"benchmarks": []},
     }  # fmt: skip
 
@@ -209,7 +209,7 @@ def test_interrupted_or_killed_it_leaves_no_process_and_goes_on(
     assert "Traceback" not in said
     assert wait_until_gone(started.pid, 20) == []
     lines = rewrites.read_text(encoding="utf-8").splitlines()
-    assert 0 < len(lines) < 60
+    assert 0 < len(lines) < 24
     again = subprocess.run([*command, "distill.engine.replicas=1"], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     fresh = recipe(tmp_path, llama, 1) | {"name": "fresh"}
