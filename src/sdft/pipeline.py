@@ -34,7 +34,7 @@ from sdft.training.ranks import agree, rank, world_size
 
 SEED = "seed"
 SPEED_ONLY = {
-    "max_batch_size", "prefill_tokens", "latency", "die_after", "batch_size", "base_url", "api_key_env",
+    "max_batch_size", "prefill_tokens", "replicas", "latency", "die_after", "batch_size", "base_url", "api_key_env",
     "max_concurrency", "timeout", "max_retries", "patience", "prompt_price", "completion_price",
 }  # fmt: skip
 """Settings of engines and benchmarks that change how fast a run goes, not what comes of it; it goes on with others."""

@@ -89,3 +89,12 @@ class DistributionEngine(Engine, Protocol):
     def distributions(self, items: Iterable[Continuation]) -> Iterator[torch.Tensor]:
         """Yield log-probabilities, float32 of shape (reply tokens, vocabulary), for each item in order."""
         ...
+
+
+@runtime_checkable
+class NotedEngine(Engine, Protocol):
+    """An engine that has something to say of how it went."""
+
+    def notes(self) -> list[str]:
+        """What a person should know of it, a line each."""
+        ...

@@ -1,4 +1,4 @@
-"""Generate with a transformers model in this process: continuous batching over a cache of slots.
+"""Generate with a transformers model: continuous batching over a cache of slots.
 
 Finished rows leave and waiting ones enter; prompts are never padded into one another. Each reply depends only on
 its own prompt and seed, not on its neighbours, so an interrupted job ends with the same replies (bit for bit on
@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from sdft.engines._replicas import DistributionReplicas, open_processes, visible_gpus
 from sdft.engines._stops import split_stops
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError
@@ -38,17 +39,28 @@ STOP_WINDOW = 24
 
 
 class TransformersSettings(Settings):
-    """The engine that runs a transformers model in this process."""
+    """The engine that runs a transformers model: in this process, or a replica in each of several."""
 
     name: Literal["transformers"] = "transformers"
     max_batch_size: int = Field(default=32, ge=1)
     """Rows decoded at once."""
     prefill_tokens: int | None = Field(default=None, ge=1)
     """Prompt tokens taken in at once. None: 1024 on a CPU, 8192 on a GPU."""
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes with the whole model each, on a GPU of its own or with a share of the CPU's threads; each takes
+    `max_batch_size` rows. `auto`: one for each GPU, else 1, which is this process."""
 
-    def open(self, model: ModelConfig) -> TransformersEngine:
-        """Load the model. Raises ModelError."""
-        return TransformersEngine(self, model)
+    @property
+    def window(self) -> int:
+        """Rows that a replica is given at most: some more than it works on, so that it need not wait for the next."""
+        return self.max_batch_size + max(2, self.max_batch_size // 4)
+
+    def open(self, model: ModelConfig) -> TransformersEngine | DistributionReplicas:
+        """Load the model. Raises ModelError, and EngineError where replicas cannot be started."""
+        count = max(1, len(visible_gpus(model))) if self.replicas == "auto" else self.replicas
+        if count == 1:
+            return TransformersEngine(self, model)
+        return open_processes(self.model_copy(update={"replicas": 1}), model, count, self.window)
 
 
 @dataclass(slots=True)

@@ -12,9 +12,8 @@ from sdft.checks import Check
 from sdft.console import Console
 from sdft.data import BadRow, hub_note, iter_examples
 from sdft.data.origin import SOURCES, source_files
-from sdft.engines import Engine, OpenAISettings, Request, Sampling
+from sdft.engines import Engine, NotedEngine, OpenAISettings, Request, Sampling
 from sdft.engines.openai import OpenAIEngine, beyond_needed
-from sdft.engines.transformers import TransformersEngine
 from sdft.errors import RecipeError
 from sdft.recipe import Recipe
 from sdft.records import Completion, Example, Rewrite
@@ -169,7 +168,7 @@ def run_distill(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
                 for rewrite in work.round(candidate, engine, prompter, recipe.distill.sampling, recipe.seed):
                     writer.write(rewrite)
                     task.advance(extra=rewrite.tokens)
-    bill = [f"distill: {note}" for note in engine.notes()] if isinstance(engine, TransformersEngine) else []
+    bill = [f"distill: {note}" for note in engine.notes()] if isinstance(engine, NotedEngine) else []
     finishes: Counter[str] = Counter()
     prompt_tokens = tokens = 0
     thoughts: list[int] = []

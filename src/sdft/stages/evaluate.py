@@ -15,9 +15,8 @@ from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.cautions import overlap_lines, overlaps
 from sdft.console import Console
-from sdft.engines import Continuation, DistributionEngine, Engine, Request, Sampling, open_engine
+from sdft.engines import Continuation, DistributionEngine, Engine, NotedEngine, Request, Sampling, open_engine
 from sdft.engines.openai import OpenAIEngine, beyond_needed
-from sdft.engines.transformers import TransformersEngine
 from sdft.errors import RunError
 from sdft.models import ModelConfig, trained
 from sdft.recipe import Recipe
@@ -173,7 +172,7 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                             task.advance(extra=prediction.tokens)
             notes += _add_further(benchmark, model, path, examples, console)
             notes += _write_scores(benchmark, model, sampling, path, examples)
-        if isinstance(engine, TransformersEngine):
+        if isinstance(engine, NotedEngine):
             notes += [f"{model}, in its last call: {note}" for note in engine.notes()]
         if isinstance(engine, OpenAIEngine) and engine.settings.priced:
             notes.append(f"{model}, in its last call: {engine.settings.bill(engine.prompt_tokens, engine.tokens)}")
