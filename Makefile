@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
-.PHONY: demo test sandbox check bench reference-smoke results picture browser clean
+.PHONY: demo test sandbox check bench ray-test reference-smoke results picture browser clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -31,6 +31,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+# The engine ray on a local cluster of two workers. Not in `make test`: the package takes 240 MB.
+ray-test: $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/test_engine_ray.py
 
 bench: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/run.py

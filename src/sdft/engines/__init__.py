@@ -17,12 +17,13 @@ from sdft.engines.base import (
     TokenLogprobs,
 )
 from sdft.engines.openai import OpenAISettings
+from sdft.engines.ray import RaySettings
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
 from sdft.models import ModelConfig
 
 AnyEngine = Annotated[
-    TransformersSettings | OpenAISettings | ScriptedSettings | AutoSettings, Field(discriminator="name")
+    TransformersSettings | OpenAISettings | ScriptedSettings | RaySettings | AutoSettings, Field(discriminator="name")
 ]
 
 
@@ -39,6 +40,7 @@ __all__ = [
     "Engine",
     "NotedEngine",
     "OpenAISettings",
+    "RaySettings",
     "Request",
     "Sampling",
     "ScriptedSettings",
