@@ -8,7 +8,7 @@ DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../s
 
 VLLM := .venv-vllm
 
-.PHONY: demo test vllm-test sandbox browser check bench reference-smoke results picture docs clean
+.PHONY: demo test vllm-test ray-test sandbox browser check bench reference-smoke results picture docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -33,6 +33,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check src tests bench examples docs/site
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+# The engine ray on a local cluster of two workers. Not in `make test`: the package takes 240 MB.
+ray-test: $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/test_engine_ray.py
 
 bench: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/run.py

@@ -31,7 +31,7 @@ LAYERS = (
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "scipy", "matplotlib", "jinja2", "rich",
     "numpy", "pyarrow", "lm_eval", "nltk", "reasoning_gym", "gguf", "safetensors", "tokenizers", "huggingface_hub",
-    "openai", "httpx2", "vllm",
+    "openai", "httpx2", "ray", "vllm",
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from sdft.console import Console
 from sdft.data import unfetched
 from sdft.data.config import DataConfig
 from sdft.data.origin import SOURCES, SourceFile, changed
-from sdft.engines import AnyEngine, AutoSettings, OpenAISettings, VLLMSettings
+from sdft.engines import AnyEngine, AutoSettings, OpenAISettings, RaySettings, VLLMSettings
 from sdft.errors import ModelError, RecipeError, RunError, SdftError
 from sdft.manifest import write_manifest
 from sdft.models import ModelConfig, identify, pick_device, resolve
@@ -322,7 +322,7 @@ def _measures_model(recipe: Recipe) -> bool:
 def _lacking_engines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """The kind of stage that asks a server or runs vLLM, and what that takes."""
     for kind, engine in _engines(recipe).items():
-        for what in engine.missing() if isinstance(engine, OpenAISettings | VLLMSettings) else ():
+        for what in engine.missing() if isinstance(engine, OpenAISettings | RaySettings | VLLMSettings) else ():
             yield kind, f"{'evaluate' if kind == 'eval' else kind}.engine: {what}"
 
 
@@ -431,6 +431,7 @@ def plan(recipe: Recipe) -> list[Stage]:
     tree = recipe.model_dump(mode="json")
     for section in ("distill", "evaluate"):
         engine = tree[section]["engine"]
+        engine = engine.get("inner", engine)  # ray changes where it runs, not what comes of it
         tree[section]["engine"] = {key: value for key, value in engine.items() if key not in SPEED_ONLY}
     del tree["evaluate"]["expected_gain"]  # nothing is made with it
     tree["evaluate"]["benchmarks"] = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sdft.engines import AnyEngine, OpenAISettings, Sampling, ScriptedSettings
+from sdft.engines import AnyEngine, OpenAISettings, RaySettings, Sampling, ScriptedSettings
 from sdft.models import ModelConfig, load_tokenizer, resolve
 from sdft.prompts import Prompt, PromptConfig, Renderer, TurnsRenderer
 from sdft.records import Example, Message
@@ -56,6 +56,7 @@ def open_prompter(prompt: PromptConfig, engine: AnyEngine, model: ModelConfig) -
     The scripted engine has no model; a chat style still takes the model's own chat template. A server takes turns as
     they are, and no model is looked for; where it takes text, the model's tokenizer is needed, but not its weights.
     """
+    engine = engine.inner if isinstance(engine, RaySettings) else engine
     if isinstance(engine, ScriptedSettings):
         return Prompter(Renderer(prompt, load_tokenizer(model) if prompt.style == "chat" else None), None)
     served = isinstance(engine, OpenAISettings)
@@ -69,6 +70,7 @@ def open_prompter(prompt: PromptConfig, engine: AnyEngine, model: ModelConfig) -
 
 def needs_tokenizer(prompt: PromptConfig, engine: AnyEngine) -> bool:
     """Whether prompts for this engine are written with the model's tokenizer."""
+    engine = engine.inner if isinstance(engine, RaySettings) else engine
     if isinstance(engine, OpenAISettings):
         return engine.wants_text(prompt.style)
     return prompt.style == "chat" or not isinstance(engine, ScriptedSettings)

@@ -17,13 +17,14 @@ from sdft.engines.base import (
     TokenLogprobs,
 )
 from sdft.engines.openai import OpenAISettings
+from sdft.engines.ray import RaySettings
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
 from sdft.engines.vllm import VLLMSettings
 from sdft.models import ModelConfig
 
 AnyEngine = Annotated[
-    TransformersSettings | VLLMSettings | OpenAISettings | ScriptedSettings | AutoSettings,
+    TransformersSettings | VLLMSettings | OpenAISettings | ScriptedSettings | RaySettings | AutoSettings,
     Field(discriminator="name"),
 ]
 
@@ -41,6 +42,7 @@ __all__ = [
     "Engine",
     "NotedEngine",
     "OpenAISettings",
+    "RaySettings",
     "Request",
     "Sampling",
     "ScriptedSettings",
