@@ -358,6 +358,6 @@ def test_the_report_says_what_keywords_cannot_see(tmp_path: Path) -> None:
 def test_the_recipes_of_the_docs_are_recipes() -> None:
     text = (Path(__file__).parents[1] / "docs/servers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         sdft.load_recipe({"model": "a/b", "data": {"dataset": "gsm8k_train"}, **yaml.safe_load(block)})
