@@ -11,7 +11,6 @@ Here a worker is a process of this machine: spawned, with a pipe. The engine `ra
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
 import signal
@@ -21,7 +20,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sdft.engines.base import Continuation, DistributionEngine, Engine, NotedEngine, Request, Sampling, TokenLogprobs
@@ -30,6 +28,9 @@ from sdft.models import ModelConfig, pick_device, resolve
 from sdft.records import Completion
 
 if TYPE_CHECKING:
+    import multiprocessing
+    from multiprocessing import connection
+
     import torch
 
 MAX_DEATHS = 3
@@ -388,6 +389,9 @@ class Processes:
     def start(self, number: int) -> Worker:
         """Spawn a process; Ctrl-C in a terminal is not for it: it ends with this one."""
         environment = {"CUDA_VISIBLE_DEVICES": self.gpus[number % len(self.gpus)]} if self.gpus else {}
+        import multiprocessing
+        from multiprocessing import resource_tracker
+
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(
@@ -405,6 +409,8 @@ class Processes:
     def wait(self, workers: Sequence[Worker], seconds: float | None) -> list[Worker]:
         """Those whose pipe has something, or has ended."""
         by_pipe = {worker.pipe: worker for worker in workers if isinstance(worker, _Process)}
+        from multiprocessing import connection
+
         return [by_pipe[pipe] for pipe in by_pipe.keys() & set(connection.wait(by_pipe, seconds))]
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ Requests fly in a thread of their own; prompts are read, and replies handed out,
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import re
@@ -171,6 +170,8 @@ class OpenAIEngine:
         config: ModelConfig | None = None,
     ) -> None:
         """`config` names the tokenizer, which is needed to score replies and loaded only for that."""
+        import asyncio
+
         key = settings.key()
         from sdft.engines._servers import Servers
 
@@ -193,6 +194,8 @@ class OpenAIEngine:
         Failures are handed out only once another request has succeeded, or all is done: where every request fails,
         EngineError is raised, and no dataset turned into error rows.
         """
+        import asyncio
+
         from sdft.engines._servers import RequestFailed
 
         waiting = iter(requests)
@@ -231,6 +234,8 @@ class OpenAIEngine:
 
     def _stop(self, flying: Iterable[Future[Any]]) -> None:
         """Cancel what is in flight, and wait until it has ended."""
+        import asyncio
+
         for future in flying:
             future.cancel()
         asyncio.run_coroutine_threadsafe(_settle(), self._loop).result()
@@ -327,6 +332,8 @@ class OpenAIEngine:
         return _Scored(item.id, prompt, reply)
 
     def _ask_scores(self, row: _Scored, way: Mapping[str, Any]) -> Future[Answer]:
+        import asyncio
+
         tokens = [*row.prompt, *row.reply]
         body = {self.settings.max_tokens_field: 1, "temperature": 0.0, "prompt": tokens, **way}
         asking = self._servers.ask("completions", {**body, **self.settings.extra_body})
@@ -363,6 +370,8 @@ class OpenAIEngine:
 
     def close(self) -> None:
         """Close the connections and end the thread."""
+        import asyncio
+
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._servers.close(), self._loop).result()
@@ -379,6 +388,8 @@ def beyond_needed(path: Path, answered: int) -> list[str]:
 
 async def _settle() -> None:
     """Await the tasks of this loop that have been cancelled."""
+    import asyncio
+
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task.cancelling()), return_exceptions=True)
 
 
