@@ -13,7 +13,8 @@ import yaml
 from sdft import starter
 from sdft.errors import DataError, RecipeError
 from sdft.pipeline import check_all
-from sdft.recipe import SHIPPED, load_recipe
+from sdft.recipe import load_recipe
+from sdft.recipe.files import SHIPPED
 from sdft.recipe_schema import recipe_schema
 
 
@@ -112,9 +113,9 @@ def valid(tree: Any) -> bool:
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.yaml")), ids=lambda path: str(path.relative_to(SHIPPED)))
 def test_shipped_recipes_meet_the_schema(path: Path) -> None:
-    from sdft.recipe import _Loader
+    from sdft.recipe.files import Loader
 
-    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     if "model" in tree or "extends" in tree:
         assert valid(tree)
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdft.errors import RecipeError
-from sdft.recipe import Recipe, _merged, dump_recipe, load_recipe
+from sdft.recipe import Recipe, dump_recipe, load_recipe
+from sdft.recipe.files import merge
 
 BASE: dict[str, Any] = {"model": "some/model", "data": {"dataset": "gsm8k_train"}}
 
@@ -179,15 +180,15 @@ def test_long_lines_are_quoted_around_the_column(tmp_path: Path) -> None:
 )
 def test_what_is_on_top_stands_and_what_it_leaves_shines_through(below: Any, above: Any) -> None:
     before = copy.deepcopy((below, above))
-    merged = _merged(below, above)
+    merged = merge(below, above)
     assert (below, above) == before
-    assert _merged(merged, above) == merged
+    assert merge(merged, above) == merged
     assert set(merged) == {*below, *above}
     for key in below.keys() - above.keys():
         assert merged[key] == below[key]
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        assert merged[key] == (_merged(below[key], value) if both else value)
+        assert merged[key] == (merge(below[key], value) if both else value)
 
 
 def test_one_mistake_hides_no_other(tmp_path: Path) -> None:

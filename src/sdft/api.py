@@ -20,7 +20,9 @@ from sdft.engines import AnyEngine, Sampling
 from sdft.errors import BenchmarkError, DataError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig
-from sdft.recipe import DistillConfig, Recipe, TrainConfig, explain, named
+from sdft.recipe import DistillConfig, Recipe, TrainConfig
+from sdft.recipe.files import named
+from sdft.recipe.problems import explain
 from sdft.records import Choice, Example, Prediction, Rewrite
 from sdft.rendering import open_prompter
 from sdft.rundir import RunDir

@@ -21,7 +21,8 @@ from sdft.engines import AnyEngine
 from sdft.errors import DataError, PromptError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig, Renderer, did_you_mean, named_problems, templates
-from sdft.recipe import METHODS, SHIPPED, Recipe
+from sdft.recipe import METHODS, Recipe
+from sdft.recipe.files import SHIPPED
 from sdft.records import Example, Message, Metric, Verdict
 from sdft.stats import estimate
 

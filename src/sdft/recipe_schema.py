@@ -13,7 +13,8 @@ from sdft.checks import AnyCheck
 from sdft.engines import AnyEngine
 from sdft.inspection import members
 from sdft.prompts import templates
-from sdft.recipe import NAMED, Recipe
+from sdft.recipe import Recipe
+from sdft.recipe.files import NAMED
 from sdft.records import Settings
 
 UNIONS: dict[str, Any] = {"engine": AnyEngine, "checks": AnyCheck, "benchmarks": AnyBenchmark}
