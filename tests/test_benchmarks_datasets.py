@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -23,10 +23,13 @@ from sdft.benchmarks import (
     HarnessBenchmark,
     MultiArith,
     OpenFunction,
+    OwnDataset,
     ReasoningGym,
 )
-from sdft.errors import DataError
+from sdft.checks import Answer
+from sdft.errors import DataError, RecipeError
 from sdft.prompts import PromptConfig, Renderer, templates
+from sdft.recipe import load_recipe
 
 MEMBERS: tuple[type[Benchmark], ...] = get_args(get_args(AnyBenchmark)[0])
 DATA = {
@@ -54,14 +57,19 @@ def test_every_benchmark_module_is_in_the_union() -> None:
     assert {member.__name__ for member in MEMBERS} <= set(sdft.benchmarks.__all__)
 
 
+def needs(member: type[Benchmark]) -> dict[str, Any]:
+    """What has no default."""
+    return {"data": {"dataset": "gsm8k_test"}, "check": {"name": "number"}} if member is OwnDataset else {}
+
+
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__name__)
 def test_every_benchmark_can_be_named_alone(member: type[Benchmark]) -> None:
     name = member.model_fields["name"].default
-    benchmark = TypeAdapter(AnyBenchmark).validate_python({"name": name})
+    benchmark = TypeAdapter(AnyBenchmark).validate_python({"name": name} | needs(member))
     assert type(benchmark) is member
     assert member.__doc__ and member.METRICS and member.ROLE in ("task", "retention")
     if not issubclass(member, HarnessBenchmark):
-        assert member(template="{{ instruction }}").template_for("chat") == "{{ instruction }}"
+        assert member(template="{{ instruction }}", **needs(member)).template_for("chat") == "{{ instruction }}"
 
 
 def test_labels_name_folders() -> None:
@@ -110,7 +118,7 @@ def test_reference_templates_belong_to_the_verbatim_style() -> None:
 
 
 def test_own_templates_exist_in_their_style() -> None:
-    for benchmark in (*(member() for member in MEMBERS), AdvBench(mode="jailbreak")):
+    for benchmark in (*(member(**needs(member)) for member in MEMBERS), AdvBench(mode="jailbreak")):
         for style in ("chat", "verbatim"):
             name = benchmark.template_for(style)
             assert name is None or templates()[name].style == style
@@ -199,3 +207,21 @@ def test_absent_data_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_drift_needs_nothing() -> None:
     assert not list(Drift().missing())
     assert json.loads(Drift().model_dump_json())["sampling"]["max_new_tokens"] == 128
+
+
+def test_a_dataset_of_ones_own_takes_any_check_and_plain_names() -> None:
+    tree: dict[str, Any] = {"model": "m", "methods": []}
+    own = {"name": "dataset", "data": "mine.jsonl", "check": "answer", "limit": 5}
+    tree["evaluate"] = {"benchmarks": [own]}
+    [benchmark] = load_recipe(tree).evaluate.benchmarks
+    assert isinstance(benchmark, OwnDataset)
+    assert (benchmark.source().dataset, benchmark.source().limit, benchmark.rule()) == ("mine.jsonl", 5, Answer())
+    own |= {"data": {"dataset": "mine.jsonl", "limit": 3}, "check": {"name": "answer", "labels": ["yes", "no"]}}
+    [benchmark] = load_recipe(tree).evaluate.benchmarks
+    assert isinstance(benchmark, OwnDataset)
+    assert (benchmark.source().limit, benchmark.rule()) == (3, Answer(labels=("yes", "no")))
+    own |= {"data": {"dataset": "mine.jsonl", "limt": 3}, "check": "anwser"}
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tree)
+    assert "evaluate.benchmarks.0.data.limt: unknown key; did you mean limit" in str(caught.value).replace("'", "")
+    assert "evaluate.benchmarks.0.check: no 'anwser'" in str(caught.value)

@@ -180,3 +180,15 @@ def test_the_chat_template_is_asked_to_think_or_not() -> None:
         assert thinking.opens(asked)
         assert trained.endswith("assistant\n<think>\n\n</think>\n\n"), "the reply is no thought"
     assert prompts("keep")[1].endswith("<think>\n")
+
+
+def test_test_rows_that_no_reply_can_pass_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    rows = [{"prompt": "Q?", "completion": answer} for answer in ("12", "a dozen", "13")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    own = {"name": "dataset", "data": str(file), "check": "number"}
+    tree: dict[str, Any] = {"model": "m", "methods": [], "evaluate": {"benchmarks": [own]}}
+    [line] = cautions.refused_references(load_recipe(tree))
+    assert "refuses the reference itself in 1 of 3 rows, such as 'a dozen' (no_number)" in line
+    own["check"] = "answer"
+    assert not list(cautions.refused_references(load_recipe(tree)))

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import time
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 import sdft.checks
 from helpers_checks import example, jsonl
-from sdft.checks import PASS, AnyCheck, Check, Copies, Degenerate, Leak, Length, Number, first_failure
+from sdft.checks import PASS, Answer, AnyCheck, Check, Copies, Degenerate, Leak, Length, Number, first_failure
+from sdft.checks.answer import words_of
 
 MEMBERS: tuple[type[Check], ...] = get_args(get_args(AnyCheck)[0])
 ALL = [member() for member in MEMBERS]
@@ -140,3 +141,39 @@ def test_checks_take_linear_time() -> None:
             start = time.process_time()
             check(example("f(a=1)"), text)
             assert time.process_time() - start < 5, (check.name, text[:10])
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "settings", "reason"),
+    [
+        ("Paris", "It is in Paris, France.", {}, "ok"),
+        ("The Beatles", "beatles!", {}, "ok"),
+        ("The Beatles", "beatles!", {"match": "exact"}, "ok"),
+        ("Paris", "It is in Paris.", {"match": "exact"}, "no_answer"),
+        ("art", "A party.", {}, "no_answer"),
+        ("-3", "It is 3.", {}, "no_answer"),
+        ("3", "It is -3.", {}, "no_answer"),
+        ("3.5", "About 3.5 metres.", {}, "ok"),
+        ("3", "About 3.5 metres.", {}, "no_answer"),
+        ("ｐａｒｉｓ", "paris", {}, "ok"),
+        ("巴黎", "答案是巴黎。", {}, "ok"),
+        ("Straße", "STRASSE", {}, "ok"),
+        ("positive", "It is positive, not negative.", {"labels": ("positive", "negative")}, "several_answers"),
+        ("positive", "It is positive.", {"labels": ("positive", "negative")}, "ok"),
+        ("very good", "It is very good.", {"labels": ("good", "very good")}, "ok"),
+        ("!", "!", {}, "no_answer"),
+        ("A", "Answer: (A).", {}, "ok"),
+        ("A", "It is a B.", {}, "no_answer"),
+        ("(B)", "It is a B.", {"labels": ("A", "B", "C")}, "ok"),
+        ("the", "The", {}, "no_answer"),
+    ],
+)
+def test_answers_are_found_word_for_word(reference: str, text: str, settings: dict[str, Any], reason: str) -> None:
+    assert Answer(**settings)(example(reference), text).reason == reason
+
+
+@given(st.text(min_size=1), st.text(), st.text())
+def test_an_answer_with_anything_around_it_is_found(reference: str, before: str, after: str) -> None:
+    verdict = Answer()(example(reference), f"{before} . {reference} . {after}")
+    one = len(reference.strip(" .()")) == 1
+    assert verdict.ok == bool(words_of(reference, cased=one))

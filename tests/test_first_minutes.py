@@ -11,6 +11,9 @@ import pytest
 import yaml
 
 from sdft import starter
+from sdft.benchmarks import OwnDataset
+from sdft.checks import Answer
+from sdft.data import load_examples
 from sdft.errors import DataError, RecipeError
 from sdft.pipeline import check_all
 from sdft.recipe import load_recipe
@@ -46,20 +49,28 @@ FENCE = "Here is the code:\n```python\nprint(1)\n```"
             ["leak", "degenerate"],
             "using",
         ),
-        ({"Text": "A fine film.", "Label": "positive"}, "short answers", ["leak", "degenerate"], "answer"),
+        ({"Text": "A fine film.", "Label": "positive"}, "short answers", ["leak", "degenerate", "answer"], "answer"),
     ],
 )
 def test_init_writes_a_recipe_that_passes_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], kind: str, checks: list[str], distill: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    seen = starter.look(write(Path("a file: of mine.jsonl"), [row] * 20))
+    seen = starter.look(write(Path("a file: of mine.jsonl"), [row] * 120))
     assert seen.kind.name == kind
     path = Path("mine.yaml")
     recipe = starter.write(seen, "some/model", path)
     assert check_all(path)[0] == recipe
     assert [check.name for check in recipe.select.checks] == checks
     assert recipe.prompt.distill == distill
+    assert recipe.data is not None
+    benchmarks = recipe.evaluate.benchmarks
+    if seen.held_out:
+        assert isinstance(benchmarks[0], OwnDataset)
+        assert benchmarks[0].check == recipe.select.checks[-1]
+        train, test = load_examples(recipe.data), benchmarks[0].examples()
+        assert (len(train), len(test)) == (96, 24)
+    assert [b.name for b in benchmarks] == ["dataset", "drift"][kind in ("text", "code") :]
     text = path.read_text(encoding="utf-8")
     assert text.count("#") > 8, "commented"
     assert max(map(len, text.splitlines())) <= 120
@@ -91,7 +102,11 @@ def test_init_takes_the_one_file_that_is_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "said"),
-    [([{"a": "x", "b": "y"}], "cannot tell the format from the columns a, b"), ([], "no row of it"), ([[1]], "no row")],
+    [
+        ([{"a": "x", "b": "y"}], "Of a, b, say: sdft init .* --columns"),
+        ([], "no row of it"),
+        ([[1]], "no row"),
+    ],
 )
 def test_init_says_what_it_cannot_read(tmp_path: Path, rows: list[Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
@@ -146,3 +161,19 @@ def test_the_schema_explains_keys() -> None:
     assert "extends" in schema["properties"]
     assert valid({"extends": "base.yaml", "data": {"limit": 3}})
     assert not valid({"data": {"dataset": "d"}})
+
+
+def test_init_takes_columns_by_name(tmp_path: Path) -> None:
+    rows = [{"q": f"Is film {i} good?", "verdict": ["yes", "no"][i % 2]} for i in range(100)]
+    columns = starter.parse_columns("prompt=q, response=verdict")
+    seen = starter.look(write(tmp_path / "d.jsonl", rows), columns)
+    recipe = starter.write(seen, "some/model", tmp_path / "mine.yaml")
+    [test, _] = recipe.evaluate.benchmarks
+    assert isinstance(test, OwnDataset) and recipe.data is not None
+    assert test.check == Answer(labels=("no", "yes"))
+    held_out = {example.id for example in test.examples()}
+    assert len(held_out) == 20
+    assert not held_out & {example.id for example in load_examples(recipe.data)}
+    for text in ("prompt", "prompt=", "=q"):
+        with pytest.raises(DataError, match="--columns"):
+            starter.look(str(tmp_path / "d.jsonl"), starter.parse_columns(text))

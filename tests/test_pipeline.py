@@ -14,7 +14,7 @@ import pytest
 
 import sdft
 from helpers_models import save_tiny_model
-from helpers_pipeline import contents, scripted_recipe
+from helpers_pipeline import contents, scripted_recipe, write_data
 from sdft.pipeline import check_all, forecasts, plan
 from sdft.rundir import file_sha256, read_json
 from sdft.stages import evaluate as evaluate_stage
@@ -274,6 +274,10 @@ def test_a_marker_that_is_none_is_named(tmp_path: Path) -> None:
     (folder / "stages/distill.json").write_text("{}", encoding="utf-8")
     with pytest.raises(sdft.RunError, match=r"distill\.json: not a stage's marker; delete it"):
         sdft.run(folder)
+    marker = {"inputs": {}, "digest": "", "finished": True}
+    (folder / "stages/distill.json").write_text(json.dumps(marker), encoding="utf-8")
+    with pytest.raises(sdft.RunError, match=r"distill\.json: of an earlier sdft"):
+        sdft.run(folder)
 
 
 def test_a_data_file_that_was_edited_since_is_refused_by_name(tmp_path: Path) -> None:
@@ -308,3 +312,22 @@ def test_data_that_is_not_here_is_no_error_before_it_was_asked_for(
     assert data.startswith("data: gsm8k_train: gsm8k/gsm8k_train.json is neither")
     assert benchmark.startswith("benchmark 'gsm8k': gsm8k_test: gsm8k/gsm8k_test.json is neither")
     assert not asked
+
+
+def test_rows_of_ones_own_are_a_test(tmp_path: Path) -> None:
+    tree = scripted_recipe(tmp_path)
+    test = write_data(tmp_path / "test.jsonl", 30)
+    own = {"name": "dataset", "label": "mine", "data": {"dataset": str(test), "split": "train[10:]"}, "check": "number"}
+    tree["evaluate"] = {"engine": {"name": "scripted", "default": "It is 14."}, "benchmarks": [own]}
+    folder = sdft.run(tree).path
+    scores = json.loads((folder / "eval/seed/mine/scores.json").read_text(encoding="utf-8"))
+    [score] = scores["scores"]
+    assert (scores["benchmark"], score["metric"], score["n"], score["value"]) == ("dataset", "accuracy", 20, 1 / 20)
+    assert sdft.run(tree).done == ()
+    with test.open("a", encoding="utf-8") as file:
+        file.write('{"instruction": "90 plus 4 is", "output": "94"}\n')
+    with pytest.raises(sdft.RunError, match=r"test\.jsonl has changed since this run read it.*--redo eval"):
+        sdft.run(tree)
+    sdft.run(tree, redo="eval")
+    scores = json.loads((folder / "eval/seed/mine/scores.json").read_text(encoding="utf-8"))
+    assert scores["n"] == 21

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
+from sdft.benchmarks.dataset import written_out
 from sdft.checks import AnyCheck, Check
 from sdft.console import Console
 from sdft.engines import AnyEngine, Sampling
@@ -21,9 +22,8 @@ from sdft.errors import BenchmarkError, DataError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig
 from sdft.recipe import DistillConfig, Recipe, TrainConfig
-from sdft.recipe.files import named
 from sdft.recipe.problems import explain
-from sdft.records import Choice, Example, Prediction, Rewrite
+from sdft.records import Choice, Example, Prediction, Rewrite, named
 from sdft.rendering import open_prompter
 from sdft.rundir import RunDir
 
@@ -196,7 +196,7 @@ def _checks(checks: Sequence[Setting | Check]) -> tuple[AnyCheck, ...]:
 
 def _parse(what: str, adapter: TypeAdapter[T], value: object) -> T:
     try:
-        return adapter.validate_python(named(value))
+        return adapter.validate_python(written_out(named(value)))
     except ValidationError as error:
         told = explain(error.errors()[0])
         raise RecipeError(what + (told if told.startswith(":") else f".{told}")) from None

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, OwnDataset
 from sdft.errors import SdftError
 from sdft.models import ModelConfig
 from sdft.recipe import Recipe
@@ -47,6 +47,7 @@ def at_start(recipe: Recipe) -> Iterator[str]:
     if recipe.data and recipe.distill.engine.name != "scripted":
         yield from base_model(recipe.model)
     yield from small_tests(recipe)
+    yield from refused_references(recipe)
 
 
 def base_model(model: ModelConfig) -> Iterator[str]:
@@ -89,6 +90,25 @@ def small_tests(recipe: Recipe) -> Iterator[str]:
             f"±{50 * (high - low):.0f} points with so few, and the gain that you hope for is {100 * gain:g} "
             f"(evaluate.expected_gain={gain:g}); ask {enough} or more"
         )
+
+
+def refused_references(recipe: Recipe) -> Iterator[str]:
+    """Test rows of one's own whose reference fails the check that replies are judged by: no reply can be right."""
+    for benchmark in recipe.evaluate.benchmarks:
+        if not isinstance(benchmark, OwnDataset) or benchmark.unfetched():
+            continue
+        try:
+            rows = benchmark.examples()
+        except SdftError:
+            continue  # it is said elsewhere that the data is not here
+        failing = [(row, verdict) for row in rows if not (verdict := benchmark.rule()(row, row.reference)).ok]
+        if failing:
+            row, verdict = failing[0]
+            yield (
+                f"benchmark '{benchmark.label or benchmark.name}': the check {benchmark.check.name} refuses the "
+                f"reference itself in {len(failing)} of {len(rows)} rows, such as {row.reference[:40]!r} "
+                f"({verdict.reason}): another check may suit them better (`sdft list checks`)"
+            )
 
 
 def _rows(benchmark: AnyBenchmark) -> int | None:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark, OwnDataset
 from sdft.benchmarks.drift import Drift
 from sdft.cautions import at_start, overlap_lines, overlaps
 from sdft.console import Console
@@ -122,8 +122,7 @@ def run(
         for stage in wanted:
             if stage not in anew:
                 run_dir.check(stage.name, stage.inputs, stage.mild)
-        if "data" not in {stage.name for stage in anew}:
-            _refuse_other_data(recipe, run_dir)
+        _refuse_other_data(recipe, run_dir, {stage.name.split("/")[0] for stage in anew})
         for stage in anew:
             run_dir.forget(stage.name, run_dir / stage.files)
         todo: list[Stage] = []
@@ -174,16 +173,25 @@ def _warn_of_overlaps(recipe: Recipe, run_dir: RunDir, todo: Sequence[Stage], co
             console.warn(line)
 
 
-def _refuse_other_data(recipe: Recipe, run_dir: RunDir) -> None:
-    """Raise RunError where the dataset's file was changed after this run read it."""
-    if recipe.data is None or not run_dir.is_complete("data"):
-        return
-    path = changed(recipe.data, read_jsonl(run_dir / SOURCES, SourceFile))
-    if path is not None:
-        raise RunError(
-            f"{run_dir.path}: {path} has changed since this run read it. Give this run another name with name=NAME, "
-            "bring the file back, or make all of it anew with `sdft run … --redo data`"
-        )
+def _refuse_other_data(recipe: Recipe, run_dir: RunDir, anew: set[str]) -> None:
+    """Raise RunError where a dataset's file was changed after this run read it. `anew`: kinds of stages to be redone."""
+    read = []
+    if recipe.data is not None and run_dir.is_complete("data"):
+        read.append((recipe.data, run_dir / SOURCES, "data"))
+    for benchmark in recipe.evaluate.benchmarks:
+        if isinstance(benchmark, OwnDataset):
+            label = benchmark.label or benchmark.name
+            found = run_dir.path.glob(f"eval/*/{label}/{Path(SOURCES).name}")
+            read += [(benchmark.data, known, "eval") for known in sorted(found)]
+    for config, known, stage in read:
+        if stage in anew:
+            continue
+        path = changed(config, read_jsonl(known, SourceFile))
+        if path is not None:
+            raise RunError(
+                f"{run_dir.path}: {path} has changed since this run read it. Give this run another name with "
+                f"name=NAME, bring the file back, or make anew what came of it with `sdft run … --redo {stage}`"
+            )
 
 
 def _refuse_to_start_without(recipe: Recipe, todo: Sequence[Stage]) -> None:

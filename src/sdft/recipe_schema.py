@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from sdft.benchmarks import AnyBenchmark
+from sdft.benchmarks import AnyBenchmark, OwnDataset
 from sdft.checks import AnyCheck
 from sdft.engines import AnyEngine
 from sdft.inspection import members
@@ -37,6 +37,9 @@ def recipe_schema() -> dict[str, Any]:
         for parent in parents:
             place = _definition(schema, place["properties"][parent])
         place["properties"][last] = _or_a_name(place["properties"][last], last)
+    own = schema["$defs"][OwnDataset.__name__]["properties"]
+    own["check"] = _or_a_name(own["check"], "checks")
+    own["data"] = _or_a_name(own["data"], "data")
     prompt = _definition(schema, schema["properties"]["prompt"])["properties"]
     for key in ("distill", "train", "infer"):
         prompt[key]["examples"] = sorted(templates())

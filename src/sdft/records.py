@@ -23,6 +23,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
+def named(value: Any) -> Any:
+    """A plain string as `{"name": string}`, as recipes may write settings that have a name; anything else as it is."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 Role = Literal["system", "user", "assistant"]
 
 

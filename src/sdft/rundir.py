@@ -261,8 +261,11 @@ class RunDir:
         if not path.exists():
             return None
         state = read_json(path)
-        if not isinstance(state, dict) or not {"inputs", "digest", "finished"} <= set(state):
+        wanted = {"inputs", "digest", "finished"}
+        if not isinstance(state, dict) or not wanted <= set(state):
             raise RunError(f"{path}: not a stage's marker; delete it and give the same command again")
+        if state["finished"] and "files" not in state:
+            raise RunError(f"{path}: of an earlier sdft, without a list of files; delete it, and the stage is redone")
         return state
 
     def is_complete(self, stage: str) -> bool:

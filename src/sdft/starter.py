@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from sdft.checks import Call
+from sdft.checks.answer import words_of
 from sdft.checks.number import last_integer
 from sdft.data import BadRow, DataConfig, iter_examples
 from sdft.data.files import is_data_file, read_file
@@ -32,6 +33,12 @@ TERSE = 3
 """Words: replies with a median of no more are answers without a sentence."""
 PROMPT_COLUMNS = ("question", "prompt", "instruction", "query", "problem", "input", "user", "text", "source")
 REPLY_COLUMNS = ("answer", "response", "output", "completion", "reply", "solution", "assistant", "target", "label")
+ENOUGH = 100
+"""Rows of which some can be spared for a test."""
+MOST_HELD_OUT = 200
+FEW_LABELS = 10
+"""So many different short answers, each given `FEW_TIMES` on average, are labels."""
+FEW_TIMES = 5
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 CHARS_PER_TOKEN = 3
 
@@ -45,6 +52,8 @@ class Kind:
     distill: str
     why: str
     """For the recipe's reader."""
+    right: str | None = None
+    """The check that tells a right reply, as a recipe names it; None: none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,11 @@ class Look:
     max_length: int
     """Tokens that hold nearly every row, as far as its characters tell."""
 
+    @property
+    def held_out(self) -> int:
+        """Rows to keep for a test: a fifth, at most 200; none where a check cannot tell a right reply, or of few."""
+        return min(len(self.examples) // 5, MOST_HELD_OUT) if self.kind.right and len(self.examples) >= ENOUGH else 0
+
 
 def only_file(folder: Path) -> str:
     """The one dataset file of a folder. Raises DataError where there is none, or several."""
@@ -77,17 +91,36 @@ def only_file(folder: Path) -> str:
     )
 
 
-def look(dataset: str) -> Look:
-    """Read the first rows of a dataset. Raises DataError where they are not examples in any form that is known."""
+def parse_columns(text: str) -> dict[str, str]:
+    """`prompt=question,response=solution` → a column map. Raises DataError."""
+    columns = {}
+    for part in text.split(","):
+        key, equals, column = part.partition("=")
+        if not equals or not key.strip() or not column.strip():
+            raise DataError(
+                f"--columns {text}: write prompt=COLUMN,response=COLUMN, with system= or query= if there are"
+            )
+        columns[key.strip()] = column.strip()
+    return columns
+
+
+def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
+    """Read the first rows of a dataset. Raises DataError where they are not examples in any form that is known.
+
+    `columns` says which part of an example stands in which column, as a recipe's `data.columns` does.
+    """
     data: dict[str, Any] = {"dataset": dataset}
     layout = "as its registry says"
-    if is_data_file(dataset) and Path(dataset).is_file():
+    if columns:
+        data |= {"format": "columns", "columns": dict(columns)}
+        layout = ", ".join(f"{part} in column '{column}'" for part, column in columns.items())
+    elif is_data_file(dataset) and Path(dataset).is_file():
         first = next((row.value for row in read_file(Path(dataset)) if not isinstance(row, BadRow)), None)
         if not isinstance(first, dict):
             raise DataError(f"{dataset}: no row of it is an object with columns, such as {{prompt: …, completion: …}}")
-        columns, found = _layout(first, dataset)
+        guessed, found = _layout(first, dataset)
         layout = _described(found)
-        data |= {"columns": columns} if columns else {}
+        data |= {"columns": guessed} if guessed else {}
     bad: list[BadRow] = []
     rows = iter_examples(DataConfig(**data, on_bad_rows="skip"), bad)
     examples = list(itertools.islice(rows, LOOKED_AT))
@@ -110,7 +143,11 @@ def _layout(first: Mapping[str, Any], where: str) -> tuple[dict[str, str], Layou
         prompt = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
         reply = next((names[name] for name in REPLY_COLUMNS if name in names), None)
         if prompt is None or reply is None:
-            raise
+            asks = ", ".join(str(name) for name in first)
+            raise DataError(
+                f"{where}: which columns hold the prompt and the reply? Of {asks}, say: sdft init {where} --columns "
+                "prompt=COLUMN,response=COLUMN"
+            ) from None
         columns = {"prompt": prompt, "response": reply}
         return columns, choose_layout("columns", columns, first, where)
 
@@ -135,15 +172,29 @@ def _kind(examples: Sequence[Example], terse: bool) -> Kind:
 
     if most(_is_call):
         why = "the replies are function calls: a rewrite must make the same call"
-        return Kind("calls", ("leak", "call_ast"), "refer", why)
+        return Kind("calls", ("leak", "call_ast"), "refer", why, "call_ast")
     if most(_is_code):
         why = "the replies are code: a rewrite must hold a fence of Python"
         return Kind("code", ("leak", "code"), "refer", why)
     if most(_is_number):
         why = "the replies end on a number: a rewrite must come to the same"
-        return Kind("numbers", ("leak", "degenerate", "number"), "answer" if terse else "refer", why)
+        return Kind("numbers", ("leak", "degenerate", "number"), "answer" if terse else "refer", why, "number")
+    if terse:
+        answer = _answer(examples)
+        why = "the replies are short answers: a rewrite must hold the very words"
+        return Kind("short answers", ("leak", "degenerate", answer), "answer", why, answer)
     why = "leak: talks about the prompt; degenerate: repeats itself. Add copies or length where they fit"
-    return Kind("short answers" if terse else "text", ("leak", "degenerate"), "answer" if terse else "using", why)
+    return Kind("text", ("leak", "degenerate"), "using", why)
+
+
+def _answer(examples: Sequence[Example]) -> str:
+    """The check `answer`, with its labels where there are few."""
+    labels: dict[tuple[str, ...], str] = {}
+    for example in examples:
+        labels.setdefault(words_of(example.reference), example.reference.strip())
+    if len(labels) > FEW_LABELS or len(labels) < 2 or len(examples) < FEW_TIMES * len(labels):
+        return "answer"
+    return f"{{name: answer, labels: [{', '.join(_plain(label) for label in sorted(labels.values()))}]}}"
 
 
 def _is_call(example: Example) -> bool:
@@ -169,8 +220,21 @@ def written(seen: Look, model: str, path: Path) -> str:
     data = [f"  {key}: {_plain(value)}" for key, value in seen.data.items()]
     if seen.bad:
         data[-1] += f"   # {len(seen.bad)} rows are no examples, such as {_comment(seen.bad[0])}"
+    test = ""
+    if seen.held_out:
+        data += ["  shuffle: true             # before the split is cut, so that the test below is like the rest"]
+        data += [f"  split: train[{seen.held_out}:]       # the first {seen.held_out} are kept for the test"]
+        own = {**seen.data, "shuffle": "true", "split": f"train[:{seen.held_out}]"}
+        config = "\n".join(f"        {key}: {_plain(value)}" for key, value in own.items())
+        test = f"""
+    # The rows that were kept from training: the share of replies that pass the check.
+    - name: dataset
+      label: held_out
+      check: {kind.right}
+      data:
+{config}"""
     tokens = 128 if seen.terse else 512
-    held_out = "drift" + {"numbers": ", gsm8k", "code": ", humaneval", "calls": ", bfcl_simple"}.get(kind.name, "")
+    elsewhere = "ifeval" + {"numbers": ", gsm8k", "code": ", humaneval", "calls": ", bfcl_simple"}.get(kind.name, "")
     return f"""\
 # Written by `sdft init`: {len(seen.examples)} rows were looked at: {seen.layout}; replies: {kind.name}.
 #
@@ -206,10 +270,12 @@ train:
 # sft learns the original replies, sdft the rewrites: train both to see what self-distillation is worth.
 methods: [sft, sdft]
 
-# drift measures how far the tuned models have moved from the seed on general prompts. Add what you care about, such
-# as: [{held_out}, ifeval]. `sdft list benchmarks` shows them all.
 evaluate:
-  benchmarks: [drift]
+  sampling: {{max_new_tokens: {tokens}}}
+  benchmarks:{test}
+    # How far the tuned models have moved from the seed on general prompts. Add what you care about, such as
+    # {elsewhere}: `sdft list benchmarks` shows them all. `dataset` asks rows of your own.
+    - drift
 """
 
 
@@ -217,6 +283,8 @@ def _plain(value: Any) -> str:
     """A value in YAML, on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_plain(key)}: {_plain(item)}" for key, item in value.items()) + "}"
+    if value in ("true", "false"):
+        return str(value)
     text = str(value)
     bare = re.fullmatch(r"[\w./@-]+", text) is not None and yaml.safe_load(text) == text
     return text if bare else json.dumps(text, ensure_ascii=False)

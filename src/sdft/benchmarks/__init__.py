@@ -13,6 +13,7 @@ from sdft.benchmarks.advbench import AdvBench
 from sdft.benchmarks.alpaca_eval import AlpacaEval
 from sdft.benchmarks.base import Benchmark, HarnessBenchmark, Metric
 from sdft.benchmarks.bfcl_simple import BfclSimple
+from sdft.benchmarks.dataset import OwnDataset
 from sdft.benchmarks.drift import Drift
 from sdft.benchmarks.gsm8k import Gsm8k
 from sdft.benchmarks.humaneval import HumanEval
@@ -25,7 +26,8 @@ from sdft.benchmarks.reasoning_gym import ReasoningGym
 from sdft.benchmarks.xstest import XSTest
 
 AnyBenchmark = Annotated[
-    ReasoningGym
+    OwnDataset
+    | ReasoningGym
     | BfclSimple
     | OpenFunction
     | Gsm8k
@@ -57,6 +59,7 @@ __all__ = [
     "Metric",
     "MultiArith",
     "OpenFunction",
+    "OwnDataset",
     "ReasoningGym",
     "XSTest",
 ]

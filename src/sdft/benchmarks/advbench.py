@@ -59,7 +59,7 @@ class AdvBench(JudgedBenchmark):
             return {**data, "label": f"advbench_{data.get('mode', 'raw')}"}
         return data
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """All requests."""
         return DataConfig(dataset="advbench", limit=self.limit)
 

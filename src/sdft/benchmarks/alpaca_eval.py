@@ -65,7 +65,7 @@ class AlpacaEval(JudgedBenchmark):
     """A CSV file like AlpacaEval's instruction_difficulty.csv: row number and difficulty of each of the 805 rows, for
     `lc_win_rate`. It belongs to one reference and annotator."""
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """All questions."""
         return DataConfig(dataset="alpaca_eval", limit=self.limit)
 

@@ -118,28 +118,32 @@ class DatasetBenchmark(Benchmark):
     METRICS: ClassVar[dict[str, Metric]] = {"accuracy": Metric()}
     CHECK: ClassVar[Check]
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """Which rows to read; `limit` is this benchmark's own."""
         raise NotImplementedError(f"{type(self).__name__} must say which dataset it reads")
 
+    def rule(self) -> Check:
+        """What a reply must pass to count as right."""
+        return self.CHECK
+
     def examples(self) -> list[Example]:
         """The rows of the dataset. Raises DataError."""
-        return load_examples(self.data())
+        return load_examples(self.source())
 
     def judge(self, example: Example, reply: str) -> tuple[Verdict, dict[str, float]]:
         """The check's verdict."""
-        verdict = self.CHECK(example, reply)
+        verdict = self.rule()(example, reply)
         return verdict, {"accuracy": float(verdict.ok)}
 
     def missing(self) -> Iterator[str]:
         """The dataset's file or package, where it is not here."""
-        problem = missing_data(self.data())
+        problem = missing_data(self.source())
         if problem:
             yield problem
 
     def unfetched(self) -> str | None:
         """The dataset, where it is not here."""
-        return unfetched_data(self.data())
+        return unfetched_data(self.source())
 
 
 class HarnessBenchmark(Benchmark):

@@ -22,6 +22,6 @@ class BfclSimple(DatasetBenchmark):
     part: Literal["train", "dev", "test", "all"] = "test"
     """Part of the fixed split: 240, 60 and 100 requests."""
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """The requests of this part."""
         return DataConfig(dataset="bfcl_simple", options={"part": self.part}, limit=self.limit)

@@ -20,6 +20,6 @@ class Gsm8k(DatasetBenchmark):
 
     name: Literal["gsm8k"] = "gsm8k"
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """The test split."""
         return DataConfig(dataset="gsm8k_test", limit=self.limit)

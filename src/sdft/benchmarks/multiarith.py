@@ -20,6 +20,6 @@ class MultiArith(DatasetBenchmark):
 
     name: Literal["multiarith"] = "multiarith"
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """All problems."""
         return DataConfig(dataset="multiarith_test", limit=self.limit)

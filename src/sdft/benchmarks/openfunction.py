@@ -24,7 +24,7 @@ class OpenFunction(DatasetBenchmark):
 
     name: Literal["openfunction"] = "openfunction"
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """The test split."""
         return DataConfig(dataset="openfunction_test", limit=self.limit)
 

@@ -40,7 +40,7 @@ class ReasoningGym(DatasetBenchmark):
     exclude: tuple[SeedRange, ...] = ()
     """Leave out questions that these draws, `{seed, size}` each, ask: the training data's."""
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """The rows to draw."""
         options = self.model_dump(mode="json", include={"task", "size", "seed", "config", "unique", "exclude"})
         return DataConfig(dataset="reasoning_gym", options=options, limit=self.limit)

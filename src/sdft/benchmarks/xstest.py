@@ -69,7 +69,7 @@ class XSTest(JudgedBenchmark):
 
     name: Literal["xstest"] = "xstest"
 
-    def data(self) -> DataConfig:
+    def source(self) -> DataConfig:
         """All questions; `reference` is `safe` or `unsafe`."""
         columns = {"prompt": "prompt", "response": "label", "id": "id"}
         path = find_file(LOCAL)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sdft.checks.answer import Answer
 from sdft.checks.base import PASS, Check
 from sdft.checks.call import Call
 from sdft.checks.call_ast import CallAst
@@ -23,7 +24,7 @@ from sdft.checks.refusal_keywords import RefusalKeywords
 from sdft.records import Example, Verdict
 
 AnyCheck = Annotated[
-    Leak | Number | Call | CallAst | Code | RefusalKeywords | Degenerate | Copies | Length,
+    Leak | Answer | Number | Call | CallAst | Code | RefusalKeywords | Degenerate | Copies | Length,
     Field(discriminator="name"),
 ]
 
@@ -45,6 +46,7 @@ def first_failure(checks: Iterable[Check], example: Example, text: str) -> Verdi
 
 __all__ = [
     "PASS",
+    "Answer",
     "AnyCheck",
     "Call",
     "CallAst",

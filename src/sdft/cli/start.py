@@ -21,6 +21,10 @@ def init(
     model: Annotated[
         str, typer.Option(help="The chat model to teach: a hub name, a folder or a .gguf file.")
     ] = "HuggingFaceTB/SmolLM2-135M-Instruct",
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="PART=COLUMN,…", help="Where prompt and reply stand: prompt=question,response=solution."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The recipe to write. Default: the dataset's name with .yaml.")
     ] = None,
@@ -36,7 +40,7 @@ def init(
     problem = lacking(ModelConfig(name=model))
     if problem:
         raise RecipeError(f"--model {problem}")
-    seen = starter.look(dataset)
+    seen = starter.look(dataset, starter.parse_columns(columns) if columns else None)
     path = out or Path(f"{Path(dataset).name.partition('.')[0]}.yaml")
     recipe = starter.write(seen, model, path)
     for heading, text in starter.prompts(recipe, seen.examples[0]):

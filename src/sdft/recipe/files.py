@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from sdft.benchmarks.dataset import written_out
 from sdft.errors import RecipeError
+from sdft.records import named
 
 NAMED = (
     ("model",),
@@ -215,11 +217,6 @@ def apply_override(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def named(value: Any) -> Any:
-    """A plain string as `{"name": string}`; anything else as it is."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 def expand_names(tree: dict[str, Any]) -> None:
     """Write a plain string out where settings with a name are wanted, alone or in a list."""
     for *parents, last in NAMED:
@@ -228,7 +225,7 @@ def expand_names(tree: dict[str, Any]) -> None:
             node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict) and last in node:
             value = node[last]
-            node[last] = [named(item) for item in value] if isinstance(value, list) else named(value)
+            node[last] = [written_out(named(item)) for item in value] if isinstance(value, list) else named(value)
 
 
 def copied(value: Any) -> Any:

@@ -142,9 +142,9 @@ def explain(item: Any) -> str:
 
 
 def _as_written(loc: list[Any]) -> Iterator[Any]:
-    """A path without what pydantic adds to it: a union's tag stands behind a list's index or `engine`."""
+    """A path without what pydantic adds to it: a union's tag stands behind a list's index, `engine` or `check`."""
     for index, part in enumerate(loc):
-        tag = index > 0 and (isinstance(loc[index - 1], int) or loc[index - 1] == "engine")
+        tag = index > 0 and (isinstance(loc[index - 1], int) or loc[index - 1] in ("engine", "check"))
         if not tag and not (isinstance(part, str) and part[:1].isupper()):
             yield part
 

@@ -10,11 +10,12 @@ from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 from sdft import thinking
-from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark, OwnDataset
 from sdft.benchmarks.drift import Drift, divergence
 from sdft.candidates import PROMPT_TOO_LONG
 from sdft.cautions import overlap_lines, overlaps
 from sdft.console import Console
+from sdft.data.origin import SOURCES, source_files
 from sdft.engines import Continuation, DistributionEngine, Engine, NotedEngine, Request, Sampling, open_engine
 from sdft.engines.openai import OpenAIEngine, beyond_needed
 from sdft.errors import RunError
@@ -150,6 +151,9 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                 continue
             sampling = benchmark.sampling or recipe.evaluate.sampling
             path = run / f"eval/{model}/{label_of(benchmark)}/predictions.jsonl"
+            sources = path.with_name(Path(SOURCES).name)
+            if isinstance(benchmark, OwnDataset) and not sources.exists():
+                write_jsonl(sources, source_files(benchmark.data))  # before the rows are read: a later change must show
             examples = benchmark.examples()
             with JsonlWriter(path) as writer:
                 done = {prediction.id for prediction in read_jsonl(path, Prediction)}
