@@ -309,7 +309,7 @@ def test_check_names_missing_data(sdft: Run, recipe: Path, monkeypatch: pytest.M
     assert "  - data: " in err
     code, _, err = sdft("check", recipe, "evaluate.benchmarks=[gsm8k]")
     assert code == 0
-    assert re.search(r"^benchmark 'gsm8k': gsm8k_test: .* `sdft run` tries to fetch it$", err, re.MULTILINE)
+    assert re.search(r"^note: benchmark 'gsm8k': gsm8k_test: .* `sdft run` tries to fetch it$", err, re.MULTILINE)
     assert "gsm8k_test" in err
 
 
@@ -327,7 +327,7 @@ def test_check_holds_the_datasets_own_replies_to_the_checks(sdft: Run, recipe: P
         file.write("{\n")
     code, _, err = sdft("check", recipe, "--data", "data.on_bad_rows=skip")
     assert code == 0
-    assert "data: 14 examples (1 bad rows skipped)" in err
+    assert "data: 14 examples (1 bad row skipped)" in err
     assert "skipped: " in err
 
 

@@ -112,7 +112,7 @@ def test_scores_have_intervals_groups_and_notes(tmp_path: Path) -> None:
     [words] = scores["scores"]
     assert (words["metric"], words["n"], words["kind"]) == ("reply_words", 4, "mean")
     assert words["low"] <= words["value"] <= words["high"]
-    assert scores["notes"] == ["1 rows left out: generation_error", "1 of 5 replies were cut at 128 tokens"]
+    assert scores["notes"] == ["1 row left out: generation_error", "1 of 5 replies were cut at 128 tokens"]
     assert scores["main"] == "kl"
     assert all(set(means) == {"reply_words"} for means in scores["groups"].values())
 

@@ -240,7 +240,7 @@ def test_bad_rows_that_are_left_out_are_noted(tmp_path: Path) -> None:
     folder = sdft.run(tree, ["data.on_bad_rows=skip"], redo="data").path
     notes = read_json(folder / "manifest.json")["notes"]
     [note] = [note for note in notes if not note.startswith("select: only")]
-    assert note.startswith("data: 1 bad rows left out, such as ")
+    assert note.startswith("data: 1 bad row left out, such as ")
 
 
 @pytest.mark.parametrize(

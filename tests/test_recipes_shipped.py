@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from sdft.data import registered
-from sdft.inspection import recipe_files
 from sdft.pipeline import plan
 from sdft.recipe import load_recipe
+from sdft.recipe.files import recipe_files
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = {

@@ -114,8 +114,10 @@ def refused_references(recipe: Recipe) -> Iterator[str]:
 def _rows(benchmark: AnyBenchmark) -> int | None:
     """How many rows a benchmark of the task asks, where its main metric is a share; None for others."""
     main = next(iter(benchmark.metrics().values()))
-    if benchmark.ROLE != "task" or main.kind != "rate" or benchmark.unfetched():
+    if benchmark.ROLE != "task" or main.kind != "rate":
         return None
+    if benchmark.unfetched():
+        return benchmark.limit
     try:
         return benchmark.limit or len(benchmark.examples())
     except SdftError:

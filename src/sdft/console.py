@@ -7,6 +7,7 @@ console says nothing. `Console` is passed to what draws; there is no global one.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_SECONDS = 5.0
+"""Between two lines where nobody watches a bar."""
+SILENT_SECONDS = 60.0
+"""After which a line says that it still goes on, though nothing was finished."""
 
 
 class Task:
@@ -37,24 +41,42 @@ class Task:
         self.extra_unit = extra_unit if self.extra else ""
         if self._bar is not None:
             bar, task = self._bar
-            bar.update(task, completed=self.done, note=self._rates())
+            left = self.seconds_left()
+            told = "" if left is None else f", {duration(left)} left"
+            bar.update(task, completed=self.done, note=self._rates() + told)
         elif not self.console.quiet and time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
             self.console.say(self._line())
 
     def _rates(self) -> str:
         elapsed = max(time.monotonic() - self.started, 1e-9)
-        note = f"{(self.done - self.first) / elapsed:.1f} {self.unit}/s"
+        count = self.done - self.first
+        note = f"{count / elapsed:.1f} {self.unit}/s"
+        if 0 < count < elapsed:
+            note = f"{elapsed / count:.1f} s/{self.unit.removesuffix('s')}"
         return note + (f", {self.extra / elapsed:.0f} {self.extra_unit}/s" if self.extra_unit else "")
 
     def _line(self) -> str:
-        elapsed = time.monotonic() - self.started
         of = f"/{self.total}" if self.total is not None else ""
-        left = ""
-        if self.total and self.done > self.first:
-            seconds = elapsed / (self.done - self.first) * (self.total - self.done)
-            left = f", {duration(seconds)} left"
-        return f"{self.label}: {self.done}{of} {self.unit}, {self._rates()}{left}"
+        left = self.seconds_left()
+        told = "" if left is None else f", {duration(left)} left"
+        return f"{self.label}: {self.done}{of} {self.unit}, {self._rates()}{told}"
+
+    def seconds_left(self) -> float | None:
+        """The time that the rest takes at the rate so far; None where so little is done that it says nothing."""
+        count = self.done - self.first
+        if not self.total or count < max(2, min(64, 0.05 * (self.total - self.first))):
+            return None
+        return (time.monotonic() - self.started) / count * (self.total - self.done)
+
+    def _watch(self, over: threading.Event) -> None:
+        """Say now and then that work goes on where none of it is finished yet."""
+        while not over.wait(SILENT_SECONDS / 4):
+            if time.monotonic() - self._said >= SILENT_SECONDS:
+                self._said = time.monotonic()
+                of = f"/{self.total}" if self.total is not None else ""
+                since = duration(time.monotonic() - self.started)
+                self.console.say(f"{self.label}: {self.done}{of} {self.unit}, at work for {since}")
 
 
 def duration(seconds: float) -> str:
@@ -91,20 +113,27 @@ class Console:
     def task(self, label: str, total: int | None = None, done: int = 0, unit: str = "rows") -> Iterator[Task]:
         """Show progress while the block runs; `done` is what an earlier call had finished already."""
         task = Task(self, label, total, done, unit)
-        if self.quiet or not self.is_terminal:
+        if self.quiet:
             yield task
-            if not self.quiet and task.done > task.first:
+            return
+        if not self.is_terminal:
+            over = threading.Event()
+            threading.Thread(target=task._watch, args=(over,), daemon=True).start()
+            try:
+                yield task
+            finally:
+                over.set()
+            if task.done > task.first:
                 self.say(f"{label}: {task.done} {unit}, {task._rates()}, {duration(time.monotonic() - task.started)}")
             return
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(compact=True),
         )
         with Progress(*columns, console=RichConsole(stderr=True)) as bar:
             task._bar = (bar, bar.add_task(label, total=total, completed=done, note=""))

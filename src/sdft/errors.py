@@ -63,10 +63,22 @@ class RunError(SdftError):
     """A run folder cannot be used as asked."""
 
 
+LONG_ENOUGH = 4
+"""Letters of a word that may be a part of what is meant."""
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2 rows`, `1,000 replies`."""
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else many}"
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the list of options, in their order, where none is close; empty without options."""
+    """`; did you mean 'x'?` for names that are close or hold the word, else all options in order, if there are any."""
     names = list(options)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not close and len(word) >= LONG_ENOUGH:
+        close = [name for name in names if word in name][:3]
     if close:
-        return f"; did you mean '{close[0]}'?"
+        return f"; did you mean {' or '.join(repr(name) for name in close)}?"
     return f"; there are: {', '.join(names)}" if names else ""

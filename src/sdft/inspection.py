@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from sdft.errors import DataError, PromptError, RecipeError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import PromptConfig, Renderer, did_you_mean, named_problems, templates
 from sdft.recipe import METHODS, Recipe
-from sdft.recipe.files import SHIPPED
+from sdft.recipe.files import recipe_files
 from sdft.records import Example, Message, Metric, Verdict
 from sdft.stats import estimate
 
@@ -289,23 +290,10 @@ def listed(kind: str) -> list[tuple[str, str]]:
     return [(name, _comment(path)) for name, path in recipe_files().items()]
 
 
-def recipe_files() -> dict[str, Path]:
-    """By the name that `sdft run` takes: the recipes that come with sdft, and those in `recipes/` here.
-
-    A base.yaml is there to be extended and no recipe of its own.
-    """
-    found = {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for folder in (SHIPPED, Path("recipes"))
-        for path in folder.glob("**/*.yaml")
-        if path.name != "base.yaml"
-    }
-    return dict(sorted(found.items(), key=lambda item: (item[0].count("/"), item[0])))
-
-
 def _comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    """The first sentence of the comment on top of a file."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
+    return re.split(r"(?<=\.) ", " ".join(line[2:] for line in lines))[0]
 
 
 def _first_line(cls: type[BaseModel]) -> str:

@@ -174,7 +174,7 @@ def _warn_of_overlaps(recipe: Recipe, run_dir: RunDir, todo: Sequence[Stage], co
 
 
 def _refuse_other_data(recipe: Recipe, run_dir: RunDir, anew: set[str]) -> None:
-    """Raise RunError where a dataset's file was changed after this run read it. `anew`: kinds of stages to be redone."""
+    """Raise RunError where a dataset's file was changed after this run read it. `anew`: the kinds to be redone."""
     read = []
     if recipe.data is not None and run_dir.is_complete("data"):
         read.append((recipe.data, run_dir / SOURCES, "data"))

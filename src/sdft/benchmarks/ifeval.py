@@ -106,7 +106,10 @@ class IfEval(Benchmark):
 
 
 def _no_data() -> str:
-    return f"{FILE}: in no folder of SDFT_DATA_DIR; get it from {ORIGIN}"
+    return (
+        f"{FILE}: in no folder of SDFT_DATA_DIR; get it from {ORIGIN}, put it at FOLDER/{FILE} and set "
+        "SDFT_DATA_DIR=FOLDER"
+    )
 
 
 def _no_punkt() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ app = typer.Typer(
 
 def _recipes(incomplete: str) -> list[str]:
     """For the shell: recipes by name, files and folders that begin so."""
-    from sdft.inspection import recipe_files
+    from sdft.recipe.files import recipe_files
 
     folder, _, begun = incomplete.rpartition("/")
     here = list(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{begun}*"))
@@ -136,7 +137,7 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, 
 
 @app.command(epilog=shown("sdft distill mine.yaml"))
 def distill(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
-    """Read the dataset and let the seed model rewrite its replies."""
+    """Read the dataset; have the seed model rewrite its replies."""
     _run(recipe, overrides, quiet, redo=redo, only="distill")
 
 
@@ -188,7 +189,10 @@ def evaluate(
     redo: Redo = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a recipe's seed and tuned models on its benchmarks, or any model. Prints the scoreboard."""
+    """Measure seed and tuned models on benchmarks, or any model.
+
+    Prints the scoreboard.
+    """
     from sdft.untrained import eval_recipe, is_recipe
 
     if not is_recipe(recipe):
@@ -207,7 +211,10 @@ def evaluate(
 
 @app.command(epilog=shown("sdft analyze runs/mine analyze.rows=null"))
 def analyze(recipe: RecipeArgument, overrides: Overrides = None, redo: Redo = None, quiet: Quiet = False) -> None:
-    """Measure the gap between data and model, the shift of replies from the seed, and the size of the weight change."""
+    """Measure data against model, and how far tuning moved it.
+
+    The likelihood of originals and rewrites, how like replies are to the seed's, the size of the weight change.
+    """
     _run(recipe, overrides, quiet, redo=redo, only="analyze")
 
 
@@ -226,7 +233,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the report anew from the run's files, or one page that compares several runs."""
+    """Write a run's report anew, or a page that compares several."""
     from sdft.comparing import compare_runs, sort_arguments
 
     names, overrides = sort_arguments(runs)
@@ -256,7 +263,11 @@ def hold(
     ] = None,
     method: Annotated[str, typer.Option(help="Which tuned model.")] = "sdft",
 ) -> None:
-    """Hold a run to limits, for CI: exit code 0 where all are met, 1 where one is not, 2 where they cannot be told."""
+    """Hold a run to limits, for continuous integration.
+
+    Exits with 0 where all are met, 1 where one is not, 2 where they cannot be told. Limits are in the
+    unit that the report shows: points of a percentage, nats for the drift.
+    """
     from sdft.gate import gate, parse_conditions, read_report
 
     outcomes = gate(read_report(folder), parse_conditions(max_loss or (), min_gain or ()), method)
@@ -279,7 +290,10 @@ def sweep(
     ],
     quiet: Quiet = False,
 ) -> None:
-    """Run a recipe at every combination of some settings, or go on with it. Prints the table over them."""
+    """Run a recipe at every combination of some settings.
+
+    The same command goes on where it stopped. Prints the table over them.
+    """
     from sdft.console import Console
     from sdft.grid import parse_settings, show_table, sweep_written
 
@@ -347,7 +361,10 @@ def check(
         bool, typer.Option("--strict", help="With --data: exit with 2 where one of them does not pass.")
     ] = False,
 ) -> None:
-    """Check a recipe without running it: print it with all defaults, or everything that is wrong with it."""
+    """Print a recipe with all defaults, or all its problems.
+
+    Runs nothing, and loads no model.
+    """
     from sdft.cautions import at_start
     from sdft.pipeline import check_all, forecasts
     from sdft.recipe import dump_recipe
@@ -356,18 +373,19 @@ def check(
     print(dump_recipe(resolved), end="")
     print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)
     for forecast in forecasts(resolved):
-        print(forecast, file=sys.stderr)
+        print(f"note: {forecast}", file=sys.stderr)
     for caution in at_start(resolved):
         print(f"warning: {caution}", file=sys.stderr)
     if data:
+        from sdft.errors import counted
         from sdft.inspection import failing_golds, shared_rows
 
         examples, failing, skipped = failing_golds(resolved)
         for line in [*failing, *(f"skipped: {row}" for row in skipped)]:
             print(line, file=sys.stderr)
-        left_out = f" ({len(skipped)} bad rows skipped)" if skipped else ""
+        left_out = f" ({counted(len(skipped), 'bad row')} skipped)" if skipped else ""
         refused = f"of their own replies {len(failing)} do not pass the checks"
-        print(f"data: {examples} examples{left_out}; {refused}", file=sys.stderr)
+        print(f"data: {counted(examples, 'example')}{left_out}; {refused}", file=sys.stderr)
         for caution in shared_rows(resolved):
             print(f"warning: {caution}", file=sys.stderr)
         if failing and strict:
@@ -376,7 +394,10 @@ def check(
 
 @app.command(epilog=shown("sdft plan mine.yaml"))
 def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Say what a recipe will take before it is run: rows, tokens, time, memory, disk, cost. Loads the model briefly."""
+    """Say what a recipe will take, before it is run.
+
+    Rows, tokens, time, memory, disk and cost. Loads the model briefly.
+    """
     from sdft.pipeline import check_all
     from sdft.planning import plan_recipe
 
@@ -398,7 +419,10 @@ def render(
     answer: Annotated[bool, typer.Option("--answer", help="Add the reply, with what ends it.")] = False,
     model: Annotated[str | None, typer.Option(help="Take special tokens and chat template from this model.")] = None,
 ) -> None:
-    """Print prompts as the model gets them: JSON lines {row, prompt, answer}."""
+    """Print prompts as the model gets them.
+
+    JSON lines {row, prompt, answer}.
+    """
     from sdft.inspection import parse_rows, rendered
 
     skipped: list[str] = []
@@ -421,7 +445,10 @@ def score(
         str | None, typer.Option(help="In place of a check: BENCHMARK or BENCHMARK.METRIC, such as openfunction.")
     ] = None,
 ) -> None:
-    """Judge replies: the same rows with `verdict` on stdout, the accuracy with its 95 % interval on stderr."""
+    """Judge a file of replies by a check or a benchmark.
+
+    The same rows with `verdict` on stdout, the accuracy with its 95 % interval on stderr.
+    """
     from sdft.inspection import Rescoring, judge_of
 
     rescoring = Rescoring(*judge_of(check, metric))
@@ -444,8 +471,10 @@ def list_kind(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> No
 
     entries = listed(kind)
     width = max((len(name) for name, _ in entries), default=0)
+    columns = max(shutil.get_terminal_size().columns, width + 40) if sys.stdout.isatty() else None
     for name, text in entries:
-        print(f"{name:<{width}}  {text}".rstrip())
+        lead = f"{name:<{width}}  "
+        print(start.filled(lead, text, columns) if columns else (lead + text).rstrip())
 
 
 # First minutes, and what is done with a result

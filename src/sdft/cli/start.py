@@ -33,7 +33,7 @@ def init(
 
     Looks at its form and its replies, and prints two prompts as the model will get them."""
     from sdft import starter
-    from sdft.errors import RecipeError
+    from sdft.errors import RecipeError, counted
     from sdft.models import ModelConfig, lacking
 
     dataset = file or starter.only_file(Path())
@@ -47,8 +47,10 @@ def init(
         print(f"--- {heading}\n{text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + ' …'}\n")
     for row in seen.bad[:5]:
         print(f"skipped: {row}", file=sys.stderr)
-    left_out = f" ({len(seen.bad)} bad rows left out)" if seen.bad else ""
-    print(f"{dataset}: {len(seen.examples)} rows looked at{left_out}; {seen.layout}; replies: {seen.kind.name}")
+    left_out = f" ({counted(len(seen.bad), 'bad row')} left out)" if seen.bad else ""
+    print(
+        f"{dataset}: {counted(len(seen.examples), 'row')} looked at{left_out}; {seen.layout}; replies: {seen.kind.name}"
+    )
     print(f"{path}: written; next: sdft check {path} --data, then sdft run {path}")
 
 
@@ -64,14 +66,15 @@ def doctor() -> None:
     broken = 0
     for finding in examine():
         broken += finding.state == "broken"
-        print(_filled(f"{finding.state:<8} ", finding.text, width))
+        print(filled(f"{finding.state:<8} ", finding.text, width))
         if finding.mend:
-            print(_filled(" " * 9 + "→ ", finding.mend, width))
+            print(filled(" " * 9 + "→ ", finding.mend, width))
     if broken:
         raise typer.Exit(2)
 
 
-def _filled(lead: str, text: str, width: int) -> str:
+def filled(lead: str, text: str, width: int) -> str:
+    """A text with something before it, in lines of at most `width`."""
     indent = " " * len(lead)
     return textwrap.fill(
         text, width, initial_indent=lead, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False

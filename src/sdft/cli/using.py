@@ -66,7 +66,7 @@ def serve(
     method: Annotated[Trained | None, typer.Option(help="This tuned model alone, not all of the run's.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="On 127.0.0.1. Default: a free one.")] = None,
 ) -> None:
-    """Serve a recipe's model and a run's adapters with vLLM, for the engine openai.
+    """Serve a recipe's model, or a run's adapters, with vLLM.
 
     Prints what a recipe has to say to use the server. Ctrl-C stops it.
 

@@ -124,7 +124,7 @@ def absent(name: str, entry: RegistryEntry) -> str:
     """Where an entry's file was looked for, and how to provide it."""
     dirs = data_dirs()
     looked = (
-        f"in SDFT_DATA_DIR ({os.pathsep.join(str(folder) for folder in dirs)})" if dirs else "(SDFT_DATA_DIR is unset)"
+        f"in SDFT_DATA_DIR ({os.pathsep.join(str(folder) for folder in dirs)})" if dirs else "in SDFT_DATA_DIR (unset)"
     )
     return (
         f"{name}: {entry.file} is neither {looked} nor in the cache; get it from {entry.url} and put it at "

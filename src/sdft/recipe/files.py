@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sdft.benchmarks.dataset import written_out
-from sdft.errors import RecipeError
+from sdft.errors import RecipeError, did_you_mean
 from sdft.records import named
 
 NAMED = (
@@ -78,6 +78,20 @@ def recipe_file(source: str | Path) -> Path:
     return Path(source)
 
 
+def recipe_files() -> dict[str, Path]:
+    """By the name that `sdft run` takes: the recipes that come with sdft, and those in `recipes/` here.
+
+    A base.yaml is there to be extended and no recipe of its own.
+    """
+    found = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder in (SHIPPED, Path("recipes"))
+        for path in folder.glob("**/*.yaml")
+        if path.name != "base.yaml"
+    }
+    return dict(sorted(found.items(), key=lambda item: (item[0].count("/"), item[0])))
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Place]]:
     """A recipe file, and by dotted key where each of its keys and list items stands."""
     lines: list[str] = []
@@ -91,7 +105,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Place]]:
         finally:
             loader.dispose()
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; `sdft list recipes` shows those that come with sdft") from None
+        meant = did_you_mean(str(path), recipe_files())
+        told = meant if "did you mean" in meant else "; `sdft list recipes` shows those that come with sdft"
+        raise RecipeError(f"{path}: no such recipe{told}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:

@@ -133,9 +133,12 @@ def explain(item: Any) -> str:
         return f"{key}: no '{context['tag']}'{did_you_mean(context['tag'], names)}"
     if kind == "literal_error":
         names = [name.strip(" '") for name in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return f"{key}: {item['input']!r} is none of {', '.join(names)}{did_you_mean(str(item['input']), names)}"
+        meant = did_you_mean(str(item["input"]), names)
+        return f"{key}: {item['input']!r} is none of {', '.join(names)}{meant if 'did you mean' in meant else ''}"
     if kind == "value_error":
         return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
+    if kind in ("tuple_type", "list_type") and isinstance(item["input"], str):
+        return f"{key}: wants a list; write [{item['input']}]"
     message = item["msg"][0].lower() + item["msg"][1:]
     shown = repr(item["input"])
     return f"{key}: {message}, not {shown if len(shown) < 60 else type(item['input']).__name__}"

@@ -13,7 +13,7 @@ from sdft.analysis.similarity import METRICS, Embedder, TextMetric, missing_pack
 from sdft.analysis.weights import by_layer, total, weight_changes
 from sdft.console import Console
 from sdft.engines import Continuation, OpenAISettings, open_engine
-from sdft.errors import EngineError, ModelError
+from sdft.errors import EngineError, ModelError, counted
 from sdft.models import trained
 from sdft.recipe import Recipe
 from sdft.records import Choice, Example, Prediction, ReplyNll, Shift
@@ -114,7 +114,9 @@ def _replies(recipe: Recipe, run: RunDir, prompter: Prompter) -> tuple[Replies, 
         for variant, reply in pair.items():
             text = digest([prompt.text, reply + prompt.end])
             items[example.id, variant] = (text, Continuation(text, prompt.text, reply + prompt.end))
-    return items, [f"analyze: {long} examples left out, being longer than the model's context"] if long else []
+    return items, [
+        f"analyze: {counted(long, 'example')} left out, being longer than the model's context"
+    ] if long else []
 
 
 def _has_room(prompter: Prompter, text: str) -> bool:

@@ -14,7 +14,7 @@ from sdft.data import BadRow, hub_note, iter_examples
 from sdft.data.origin import SOURCES, source_files
 from sdft.engines import Engine, NotedEngine, OpenAISettings, Request, Sampling
 from sdft.engines.openai import OpenAIEngine, beyond_needed
-from sdft.errors import RecipeError
+from sdft.errors import RecipeError, counted
 from sdft.recipe import Recipe
 from sdft.records import Completion, Example, Rewrite
 from sdft.rendering import Prompter, open_prompter
@@ -136,8 +136,10 @@ def run_data(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     bad: list[BadRow] = []
     write_jsonl(run / SOURCES, source_files(recipe.data))  # before the rows are read: a later change must show
     count = write_jsonl(run / "data/train.jsonl", iter_examples(recipe.data, bad))
-    console.say(f"data: {count} examples of {recipe.data.dataset}")
-    notes = [f"data: {len(bad)} bad rows left out, such as {bad[0]}"] if bad else []
+    console.say(f"data: {counted(count, 'example')} of {recipe.data.dataset}")
+    notes = [f"data: {counted(len(bad), 'bad row')} left out, such as {bad[0]}"] if bad else []
+    for note in notes:
+        console.warn(note)
     return [*notes, *hub_note(recipe.data)]
 
 
@@ -184,7 +186,7 @@ def run_distill(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     if thoughts:
         bill.append(f"distill: {thinking.note(thoughts, finishes.total())}")
     return bill + [
-        f"distill: {count} replies {'were cut at the token limit' if why == 'length' else 'failed: ' + why}"
+        f"distill: {counted(count, 'reply')} {'cut at the token limit' if why == 'length' else 'failed: ' + why}"
         for why, count in sorted(finishes.items())
         if why != "stop"
     ]

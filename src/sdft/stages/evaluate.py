@@ -18,7 +18,7 @@ from sdft.console import Console
 from sdft.data.origin import SOURCES, source_files
 from sdft.engines import Continuation, DistributionEngine, Engine, NotedEngine, Request, Sampling, open_engine
 from sdft.engines.openai import OpenAIEngine, beyond_needed
-from sdft.errors import RunError
+from sdft.errors import RunError, counted
 from sdft.models import ModelConfig, trained
 from sdft.recipe import Recipe
 from sdft.records import Comparison, Completion, Example, Prediction, Verdict
@@ -262,7 +262,7 @@ def _write_scores(
     notes = [*benchmark.notes(replies)]
     thoughts = [len(p.thought.split()) for p in replies if p.thought]
     notes += [thinking.note(thoughts, len(replies))] if thoughts else []
-    notes += [f"{count} rows left out: {why}" for why, count in sorted(failed.items())]
+    notes += [f"{counted(count, 'row')} left out: {why}" for why, count in sorted(failed.items())]
     notes += beyond_needed(path.with_name("requests.txt"), len(replies) - failed[PROMPT_TOO_LONG])
     if cut and sampling:
         notes.append(f"{cut} of {len(replies)} replies were cut at {sampling.max_new_tokens} tokens")

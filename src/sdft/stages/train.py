@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft.console import Console
-from sdft.errors import ModelError, RunError
+from sdft.errors import ModelError, RunError, counted
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.prompts import Renderer
 from sdft.recipe import Method, Recipe, TrainConfig
@@ -90,7 +90,7 @@ def run_train(recipe: Recipe, run: RunDir, method: Method, console: Console) -> 
     if result.truncated:
         notes.append(f"train/{method}: {result.truncated} of {result.rows} replies were cut at {limit}")
     if result.skipped:
-        notes.append(f"train/{method}: {result.skipped} examples were left out, being longer than {limit}")
+        notes.append(f"train/{method}: {counted(result.skipped, 'example')} left out, being longer than {limit}")
     return notes
 
 
@@ -138,7 +138,8 @@ def train_model(
     tokenizer = load_tokenizer(model)
     rows = tokenize(pairs, tokenizer, config.max_length, config.on_long)
     if rows.truncated or rows.skipped:
-        console.say(f"train {method}: {rows.truncated} replies cut, {rows.skipped} examples left out")
+        left_out = f"{counted(rows.skipped, 'example')} left out"
+        console.say(f"train {method}: {counted(rows.truncated, 'reply')} cut at train.max_length, {left_out}")
     with leader_first():
         resumed = claim(work / "checkpoints", inputs)
     checkpoint, spent = resumed or (None, {"seconds": 0.0, "trained_tokens": 0})
@@ -216,6 +217,7 @@ def _write(
         adapter.base_model_name_or_path = model.name
         adapter.target_modules = sorted(adapter.target_modules)  # PEFT holds a set, whose order changes by process
         trainer.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in; `sdft export` writes a card
     else:
         trainer.model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
