@@ -19,9 +19,12 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+import sdft.engines.transformers
 from helpers_models import WORDS, save_tiny_model
+from sdft import memory
 from sdft.engines import Continuation, Request, Sampling, TransformersSettings
 from sdft.engines._sampling import next_tokens
+from sdft.engines.transformers import TransformersEngine
 from sdft.errors import EngineError, ModelError
 from sdft.models import ModelConfig, resolve
 
@@ -53,6 +56,20 @@ def requests(count: int, seed: int = 0) -> list[Request]:
 def texts(folder: Path, asked: list[Request], sampling: Sampling, batch: int, dtype: DType = "float32") -> Replies:
     engine = TransformersSettings(max_batch_size=batch).open(ModelConfig(name=str(folder), dtype=dtype, device="cpu"))
     return {done.id: done for done in engine.generate(asked, sampling)}
+
+
+def test_the_batch_is_as_large_as_memory_allows(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelConfig(name=str(llama), dtype="float32", device="cpu")
+    assert TransformersEngine(TransformersSettings(), model).rows_at_once == 32
+    shape = memory.local_shape(model)
+    assert shape is not None
+    row = memory.USUAL_TOKENS * shape.cache_bytes("float32", "cpu")
+    monkeypatch.setattr(sdft.engines.transformers, "free_memory", lambda device: 5.5 * row / memory.USABLE)
+    assert TransformersEngine(TransformersSettings(), model).rows_at_once == 5
+    assert TransformersEngine(TransformersSettings(max_batch_size=9), model).rows_at_once == 9
+    monkeypatch.setattr(sdft.engines.transformers, "free_memory", lambda device: 10)
+    assert TransformersEngine(TransformersSettings(), model).rows_at_once == 1
+    assert memory.rows_that_fit(1e12, 1000, "cuda") == 256
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on_to_the_same_replies(llama: Path) -> None:

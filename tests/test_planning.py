@@ -45,8 +45,8 @@ def test_auto_takes_what_fits_and_says_so_in_one_line(model: ModelConfig, monkey
     engine, why = AutoSettings().choose(model)
     assert engine.max_batch_size == 32 and "\n" not in why
     assert why.startswith("transformers on cpu, 32 rows at once; weights take 0.0 of ")
-    row = auto_engine.USUAL_TOKENS * shape.cache_bytes("float32", "cpu")
-    small = round((shape.weight_bytes("float32", "cpu") + 5.5 * row) / auto_engine.USABLE)
+    row = memory.USUAL_TOKENS * shape.cache_bytes("float32", "cpu")
+    small = round((shape.weight_bytes("float32", "cpu") + 5.5 * row) / memory.USABLE)
     monkeypatch.setattr(auto_engine, "free_memory", lambda device: small)
     assert AutoSettings().choose(model)[0].max_batch_size == 5
     monkeypatch.setattr(auto_engine, "free_memory", lambda device: 1000)

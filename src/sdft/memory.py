@@ -17,6 +17,18 @@ from sdft.models import ModelConfig
 GIB = 1 << 30
 DeviceName = Literal["cpu", "cuda", "mps"]
 
+USUAL_TOKENS = 1536
+"""Of prompt and reply together, for which room in the KV cache is reckoned."""
+USABLE = 0.8
+"""Share of the free memory that weights and cache may take."""
+MOST_ROWS: dict[DeviceName, int] = {"cpu": 32, "mps": 32, "cuda": 256}
+"""Rows decoded at once where memory does not limit them."""
+
+
+def rows_that_fit(room: float, cache_bytes: int, device: DeviceName) -> int:
+    """Rows to decode at once, from the bytes that their keys and values may take and those of one token."""
+    return max(1, min(MOST_ROWS[device], int(room / (USUAL_TOKENS * cache_bytes))))
+
 
 def guess_device(name: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> DeviceName:
     """The device that `auto` will come to, by the system's own word: torch is not asked."""

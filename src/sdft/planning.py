@@ -19,7 +19,7 @@ from sdft.benchmarks import HarnessBenchmark
 from sdft.console import Console, duration
 from sdft.data import BadRow, iter_examples
 from sdft.engines import Engine, OpenAISettings, Request, Sampling, TransformersSettings, VLLMSettings
-from sdft.memory import GIB, Shape, bytes_of, free_memory, guess_device, shape_of
+from sdft.memory import GIB, MOST_ROWS, USABLE, Shape, bytes_of, free_memory, guess_device, rows_that_fit, shape_of
 from sdft.models import load_tokenizer, resolve
 from sdft.pipeline import with_engines
 from sdft.prompts import Prompt, Renderer
@@ -235,7 +235,8 @@ def _memory(recipe: Recipe) -> Iterator[str]:
     weights = shape.weight_bytes(recipe.model.dtype, device)
     needs = {}
     if isinstance(recipe.distill.engine, TransformersSettings):
-        needs["generating"] = weights + _cache(recipe.distill.engine, recipe, shape)
+        room = None if free is None else USABLE * free - weights
+        needs["generating"] = weights + _cache(recipe.distill.engine, recipe, shape, room)
     if recipe.methods:
         needs["training"] = _training_bytes(recipe, shape)
     told = ", ".join(f"{what} {_gib(size)}" for what, size in needs.items())
@@ -252,10 +253,17 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
-def _cache(engine: TransformersSettings, recipe: Recipe, shape: Shape) -> int:
-    """Bytes of keys and values of a full batch of the longest replies, to prompts of a usual length."""
-    tokens = recipe.distill.max_new_tokens + 512
-    return engine.max_batch_size * tokens * shape.cache_bytes(recipe.model.dtype, guess_device(recipe.model.device))
+def _cache(engine: TransformersSettings, recipe: Recipe, shape: Shape, room: float | None) -> int:
+    """Bytes of keys and values of a full batch of the longest replies, to prompts of a usual length.
+
+    `room`: bytes that are free for them; None where that is not known.
+    """
+    device = guess_device(recipe.model.device)
+    each = shape.cache_bytes(recipe.model.dtype, device)
+    rows = engine.max_batch_size
+    if rows == "auto":
+        rows = MOST_ROWS[device] if room is None else rows_that_fit(room, each, device)
+    return rows * (recipe.distill.max_new_tokens + 512) * each
 
 
 def _training_bytes(recipe: Recipe, shape: Shape) -> int:

@@ -9,15 +9,9 @@ from sdft.engines.base import Engine
 from sdft.engines.transformers import TransformersSettings
 from sdft.engines.vllm import VLLMSettings
 from sdft.errors import EngineError
-from sdft.memory import GIB, free_memory, guess_device, local_shape
+from sdft.memory import GIB, MOST_ROWS, USABLE, free_memory, guess_device, local_shape, rows_that_fit
 from sdft.models import ModelConfig
 from sdft.records import Settings
-
-USUAL_TOKENS = 1536
-"""Of prompt and reply together, for which room in the KV cache is reckoned."""
-USABLE = 0.8
-"""Share of the free memory that weights and cache may take."""
-MOST_ROWS = {"cpu": 32, "mps": 32, "cuda": 256}
 
 
 class AutoSettings(Settings):
@@ -43,8 +37,7 @@ class AutoSettings(Settings):
                     f"engine auto: {model.name} does not fit: {weights / GIB:.1f} GiB of weights, {free / GIB:.1f} GiB "
                     f"free on {device}; take a smaller model, or one on a server (engine: openai)"
                 )
-            fit = int((USABLE * free - weights) / (USUAL_TOKENS * shape.cache_bytes(model.dtype, device)))
-            rows = max(1, min(rows, fit))
+            rows = rows_that_fit(USABLE * free - weights, shape.cache_bytes(model.dtype, device), device)
             room = f"weights take {weights / GIB:.1f} of {free / GIB:.1f} GiB free"
         if device == "cuda" and importlib.util.find_spec("vllm") is not None:
             if wanted == "replies":

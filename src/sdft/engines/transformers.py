@@ -22,6 +22,7 @@ from sdft.engines._replicas import DistributionReplicas, open_processes, visible
 from sdft.engines._stops import split_stops
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError
+from sdft.memory import MOST_ROWS, USABLE, free_memory, guess_device, rows_that_fit
 from sdft.models import ModelConfig, load_model, load_tokenizer
 from sdft.records import Completion, Finish, Settings
 
@@ -42,8 +43,8 @@ class TransformersSettings(Settings):
     """The engine that runs a transformers model: in this process, or a replica in each of several."""
 
     name: Literal["transformers"] = "transformers"
-    max_batch_size: int = Field(default=32, ge=1)
-    """Rows decoded at once."""
+    max_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Rows decoded at once. `auto`: as many as the free memory holds, at most 256 on a GPU and 32 elsewhere."""
     prefill_tokens: int | None = Field(default=None, ge=1)
     """Prompt tokens taken in at once. None: 1024 on a CPU, 8192 on a GPU."""
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -53,14 +54,20 @@ class TransformersSettings(Settings):
     @property
     def window(self) -> int:
         """Rows that a replica is given at most: some more than it works on, so that it need not wait for the next."""
-        return self.max_batch_size + max(2, self.max_batch_size // 4)
+        rows = MOST_ROWS[guess_device()] if self.max_batch_size == "auto" else self.max_batch_size
+        return rows + max(2, rows // 4)
 
     def open(self, model: ModelConfig) -> TransformersEngine | DistributionReplicas:
         """Load the model. Raises ModelError, and EngineError where replicas cannot be started."""
-        count = max(1, len(visible_gpus(model))) if self.replicas == "auto" else self.replicas
+        gpus = len(visible_gpus(model))
+        count = max(1, gpus) if self.replicas == "auto" else self.replicas
         if count == 1:
             return TransformersEngine(self, model)
-        return open_processes(self.model_copy(update={"replicas": 1}), model, count, self.window)
+        shared = self.max_batch_size == "auto" and not gpus  # each would take all memory that is free for its own
+        rows = MOST_ROWS["cpu"] if shared else self.max_batch_size
+        return open_processes(
+            self.model_copy(update={"replicas": 1, "max_batch_size": rows}), model, count, self.window
+        )
 
 
 @dataclass(slots=True)
@@ -103,12 +110,13 @@ class TransformersEngine:
         from sdft.engines import _packing, _slots
 
         self.settings = settings
-        self.rows_at_once = settings.max_batch_size
-        """Fewer after the device has been out of memory."""
         self.tokenizer: Any = load_tokenizer(config)
         self.model: Any = load_model(config)
         self.device: torch.device = self.model.device
         self.dtype: torch.dtype = self.model.dtype
+        self.wanted_rows = self._rows_that_fit() if settings.max_batch_size == "auto" else settings.max_batch_size
+        self.rows_at_once = self.wanted_rows
+        """Fewer after the device has been out of memory."""
         self.context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         eos = self.model.generation_config.eos_token_id
         ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
@@ -120,6 +128,20 @@ class TransformersEngine:
             self.model.set_attn_implementation(_slots.ATTENTION)
         if self.device.type == "cpu" and _packing.can_pack(self.dtype):
             _packing.pack_linears(self.model)
+
+    def _rows_that_fit(self) -> int:
+        """How many rows the memory that the weights have left can hold."""
+        import torch
+
+        device: Any = self.device.type
+        config = self.model.config.get_text_config()
+        heads, layers = getattr(config, "num_attention_heads", None), getattr(config, "num_hidden_layers", None)
+        free = torch.cuda.mem_get_info(self.device)[0] if device == "cuda" else free_memory(device)
+        if not heads or not layers or free is None:  # an architecture with other names
+            return MOST_ROWS["cpu"]
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        numbers = 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * size
+        return rows_that_fit(USABLE * free, numbers * self.dtype.itemsize, device)
 
     def _head_is_plain(self) -> bool:
         """Whether logits are the output layer's and nothing more: some models scale or cap them."""
@@ -144,10 +166,9 @@ class TransformersEngine:
 
     def notes(self) -> list[str]:
         """What a person should know of how it went."""
-        wanted = self.settings.max_batch_size
-        if self.rows_at_once == wanted:
+        if self.rows_at_once == self.wanted_rows:
             return []
-        return [f"the device was out of memory at max_batch_size={wanted}: went on with {self.rows_at_once}"]
+        return [f"the device was out of memory at max_batch_size={self.wanted_rows}: went on with {self.rows_at_once}"]
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Yield one completion for each request as it finishes. `requests` is read as slots become free.
