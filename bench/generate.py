@@ -30,14 +30,14 @@ MODEL = ModelConfig(name="HuggingFaceTB/SmolLM2-135M-Instruct")
 NEW = 200
 
 
-def prompts(count: int) -> list[Request]:
+def prompts(count: int, model: ModelConfig = MODEL, dataset: str = "gsm8k_train") -> list[Request]:
     """GSM8K rows under the maths distillation prompt, in the model's own chat template."""
     config = PromptConfig(distill="math_distill", reply_prefix="Great! Let's think step by step. ")
-    prompter = open_prompter(config, TransformersSettings(), MODEL)
+    prompter = open_prompter(config, TransformersSettings(), model)
     sampling = Sampling(max_new_tokens=NEW)
     shared = prompter.shared(prompter.renderer.distill)
     out = []
-    for example in load_examples("gsm8k_train", limit=count):
+    for example in load_examples(dataset, limit=count):
         prompt = prompter.distill(example, sampling)
         assert prompt is not None
         out.append(Request(id=example.id, prompt=prompt.text, stop=prompt.stop, prefix=shared))
@@ -59,7 +59,7 @@ def with_generate(model: Any, tokenizer: Any, asked: list[Request], batch: int) 
         part = by_length[start : start + batch]
         inputs = tokenizer(
             [r.prompt for r in part], return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-        )
+        ).to(model.device)
         with torch.inference_mode():
             out = model.generate(**inputs, do_sample=False, max_new_tokens=NEW, pad_token_id=tokenizer.pad_token_id)
         for request, row in zip(part, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
@@ -91,27 +91,35 @@ def differences(
         at = next((i for i, (x, y) in pairs if x != y), min(len(left), len(right)) - 1)
         ids = tokenizer(request.prompt, add_special_tokens=False)["input_ids"] + left[:at]
         with torch.inference_mode():
-            logits = model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].float()
+            logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
         margins.append(abs(float(logits[left[at]] - logits[right[at]])))
     return margins
 
 
-def floor(dtype: torch.dtype) -> dict[str, float]:
+def floor(dtype: torch.dtype, device: torch.device | None = None) -> dict[str, float]:
     """What this machine can do: GFLOP/s of a large product in the engine's own kernel, GB/s of reading memory."""
-    linear = torch.nn.Linear(1536, 1536, bias=False, dtype=dtype)
-    product = PackedLinear(linear) if can_pack(dtype) else linear
-    x = torch.randn(1024, 1536, dtype=dtype)
-    big = torch.ones(128 * 1024 * 1024)
+    device = device or torch.device("cpu")
+    rows, size = (8192, 8192) if device.type == "cuda" else (1024, 1536)
+    linear = torch.nn.Linear(size, size, bias=False, dtype=dtype, device=device)
+    product = PackedLinear(linear) if device.type == "cpu" and can_pack(dtype) else linear
+    x = torch.randn(rows, size, dtype=dtype, device=device)
+    big = torch.ones(128 * 1024 * 1024 * (8 if device.type == "cuda" else 1), device=device)
     with torch.inference_mode():
-        best_product = best_read = float("inf")
-        for _ in range(8):
-            start = time.perf_counter()
-            product(x)
-            best_product = min(best_product, time.perf_counter() - start)
-            start = time.perf_counter()
-            big.sum()
-            best_read = min(best_read, time.perf_counter() - start)
-    return {"gflops": 2 * 1024 * 1536 * 1536 / best_product / 1e9, "gbytes": big.nbytes / best_read / 1e9}
+        best_product, best_read = _best(lambda: product(x), device), _best(lambda: big.sum(), device)
+    return {"gflops": 2 * rows * size * size / best_product / 1e9, "gbytes": big.nbytes / best_read / 1e9}
+
+
+def _best(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the fastest of 8 calls, after one that is not counted."""
+    best = float("inf")
+    for call in range(9):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if call:
+            best = min(best, time.perf_counter() - start)
+    return best
 
 
 def main() -> None:
@@ -156,7 +164,7 @@ def main() -> None:
         padded, seconds = timed(lambda m=model, p=wide: with_generate(m, tokenizer, p, 16))
         rates[f"b {dtype}"] = note(f"(b) generate, padded batches of 16, {dtype}", padded, seconds)
     margins = differences(part, single, own, model, tokenizer)
-    peak = floor(engine.dtype)
+    peak = floor(engine.dtype, engine.device)
     weights = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings().weight.numel()
     new, old = sum(map(len, own.values())), sum(width.values())

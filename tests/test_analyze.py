@@ -24,7 +24,8 @@ from sdft.analysis.weights import by_layer, total, weight_changes
 from sdft.engines import Continuation, TokenLogprobs
 from sdft.engines.scripted import ScriptedEngine
 from sdft.models import ModelConfig
-from sdft.pipeline import lacking, plan
+from sdft.needs import lacking
+from sdft.order import plan
 from sdft.records import ReplyNll, Shift
 from sdft.rundir import read_json, read_jsonl
 from sdft.stages import analyze

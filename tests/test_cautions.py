@@ -14,7 +14,8 @@ from sdft import cautions, thinking
 from sdft.console import Console
 from sdft.errors import RecipeError
 from sdft.models import ModelConfig
-from sdft.pipeline import plan, run
+from sdft.order import plan
+from sdft.pipeline import run
 from sdft.prompts import PromptConfig, Renderer
 from sdft.recipe import load_recipe
 from sdft.records import Prediction, Rewrite

@@ -13,7 +13,7 @@ from sdft.engines import RaySettings, Request, Sampling, ScriptedSettings
 from sdft.engines.ray import Actors
 from sdft.errors import EngineError
 from sdft.models import ModelConfig
-from sdft.pipeline import plan
+from sdft.order import plan
 from sdft.recipe import load_recipe
 
 NO_MODEL = ModelConfig(name="none")

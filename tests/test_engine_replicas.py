@@ -22,10 +22,11 @@ from helpers_models import WORDS, save_tiny_model
 from helpers_pipeline import contents, write_data
 from helpers_replicas import MortalSettings, members, wait_until_gone
 from sdft.engines import Continuation, Request, Sampling, ScriptedSettings, TransformersSettings
-from sdft.engines._replicas import DistributionReplicas, Processes, Replicas
+from sdft.engines._processes import Processes
+from sdft.engines._replicas import DistributionReplicas, Replicas
 from sdft.errors import EngineError, ModelError
 from sdft.models import ModelConfig
-from sdft.pipeline import plan
+from sdft.order import plan
 from sdft.recipe import load_recipe
 
 SAMPLED = Sampling(temperature=0.9, top_p=0.8, top_k=40, max_new_tokens=24)

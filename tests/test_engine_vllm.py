@@ -21,7 +21,8 @@ from sdft.engines import auto as auto_engine
 from sdft.engines import vllm as vllm_engine
 from sdft.errors import EngineError, ModelError, RecipeError
 from sdft.models import ModelConfig
-from sdft.pipeline import check_all, with_engines
+from sdft.needs import with_engines
+from sdft.pipeline import check_all
 from sdft.recipe import load_recipe
 
 

@@ -21,7 +21,7 @@ LAYERS = (
     {"judge"},
     {"benchmarks", "rendering", "candidates", "report"},
     {"recipe"},
-    {"stages", "manifest", "inspection", "cautions", "training", "analysis"},
+    {"stages", "manifest", "inspection", "cautions", "training", "analysis", "needs", "order"},
     {"pipeline", "api", "starter", "doctor", "recipe_schema"},
     {"scoreboard", "untrained", "grid", "comparing", "gate", "planning", "cards", "export", "serving", "chat"},
     {"cli"},

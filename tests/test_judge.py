@@ -23,7 +23,7 @@ from sdft.console import Console
 from sdft.engines import _servers as servers
 from sdft.errors import EngineError, RecipeError
 from sdft.judge import Judgement, JudgeSettings, Question, ask, estimate, read_label
-from sdft.pipeline import forecasts, lacking
+from sdft.needs import forecasts, lacking
 from sdft.records import Example, Message, Prediction
 from sdft.rundir import read_json, read_jsonl
 

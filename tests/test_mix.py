@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import sdft
 from helpers_models import save_tiny_model
 from helpers_pipeline import example, rewrite, scripted_recipe
-from sdft.pipeline import plan
+from sdft.order import plan
 from sdft.records import Choice, Verdict
 from sdft.training.rows import TrainingPair, pairs_sha256, replies_to_learn
 

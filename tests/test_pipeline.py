@@ -15,7 +15,9 @@ import pytest
 import sdft
 from helpers_models import save_tiny_model
 from helpers_pipeline import contents, scripted_recipe, write_data
-from sdft.pipeline import check_all, forecasts, plan
+from sdft.needs import forecasts
+from sdft.order import plan
+from sdft.pipeline import check_all
 from sdft.rundir import file_sha256, read_json
 from sdft.stages import evaluate as evaluate_stage
 

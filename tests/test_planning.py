@@ -14,7 +14,7 @@ from sdft.engines import AutoSettings, OpenAISettings
 from sdft.engines import auto as auto_engine
 from sdft.errors import EngineError
 from sdft.models import ModelConfig
-from sdft.pipeline import with_engines
+from sdft.needs import with_engines
 from sdft.planning import plan_recipe
 from sdft.recipe import load_recipe
 from sdft.rundir import read_json

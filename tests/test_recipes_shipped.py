@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sdft.data import registered
-from sdft.pipeline import plan
+from sdft.order import plan
 from sdft.recipe import load_recipe
 from sdft.recipe.files import recipe_files
 

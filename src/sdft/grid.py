@@ -20,7 +20,9 @@ from typing import Any
 from sdft.console import Console
 from sdft.errors import RecipeError
 from sdft.models import identify
-from sdft.pipeline import RunResult, Stage, find, lacking, plan, run
+from sdft.needs import lacking
+from sdft.order import Stage, plan
+from sdft.pipeline import RunResult, find, run
 from sdft.recipe import Recipe
 from sdft.report.sweep import Sweep, SweepPoint, aggregate, named, render_html, render_markdown, told
 from sdft.rundir import RunDir, atomic_write, digest, write_json

@@ -310,6 +310,8 @@ def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         with warnings.catch_warnings():  # where the base has a hub's name, and the hub is not there to be asked
             warnings.filterwarnings("ignore", message="Could not find a config file")
             tuned = PeftModel.from_pretrained(model, str(folder))
+            for described in tuned.peft_config.values():  # else PEFT asks the hub for the base's config
+                described.base_model_name_or_path = model.config.name_or_path
             wanted = set(get_peft_model_state_dict(tuned))
         there = set(load_peft_weights(str(folder), device="cpu"))
     except (ValueError, RuntimeError, KeyError, OSError) as error:

@@ -21,7 +21,7 @@ from sdft.data import BadRow, iter_examples
 from sdft.engines import Engine, OpenAISettings, Request, Sampling, TransformersSettings, VLLMSettings
 from sdft.memory import GIB, MOST_ROWS, USABLE, Shape, bytes_of, free_memory, guess_device, rows_that_fit, shape_of
 from sdft.models import load_tokenizer, resolve
-from sdft.pipeline import with_engines
+from sdft.needs import with_engines
 from sdft.prompts import Prompt, Renderer
 from sdft.recipe import LoraConfig, Recipe
 from sdft.records import Example

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdft.console import Console
-from sdft.pipeline import SEED, RunResult
+from sdft.order import SEED
+from sdft.pipeline import RunResult
 from sdft.recipe import Recipe
 from sdft.records import Comparison, Metric, Score
 from sdft.rundir import read_json

@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import io
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdft.cli import start, using
-from sdft.errors import DataError, RecipeError, SdftError
+from sdft.cli import looking, start, using
+from sdft.cli.arguments import Overrides, RecipeArgument
+from sdft.errors import RecipeError, SdftError
 
 if TYPE_CHECKING:
     from sdft.recipe import Recipe
@@ -42,28 +42,6 @@ app = typer.Typer(
 )
 
 
-def _recipes(incomplete: str) -> list[str]:
-    """For the shell: recipes by name, files and folders that begin so."""
-    from sdft.recipe.files import recipe_files
-
-    folder, _, begun = incomplete.rpartition("/")
-    here = list(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{begun}*"))
-    paths = [f"{path}/" if path.is_dir() else str(path) for path in here if path.is_dir() or path.suffix == ".yaml"]
-    return [*(name for name in recipe_files() if name.startswith(incomplete)), *sorted(paths)]
-
-
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A recipe (a file, or a name from `sdft list recipes`), or a run's folder.",
-        autocompletion=_recipes,
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings in place of the recipe's, such as train.epochs=1."),
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and results.")]
 Redo = Annotated[
     str | None, typer.Option(metavar="STAGE", help="Delete this stage's files, and all made from them, first.")
@@ -347,139 +325,29 @@ def _resumable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-# Looking
-
-
-@app.command(epilog=shown("sdft check mine.yaml --data", "sdft check chat/gsm8k model=./my-model > whole.yaml"))
-def check(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    data: Annotated[
-        bool, typer.Option("--data", help="Also read the data and hold each reply of its own to the recipe's checks.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="With --data: exit with 2 where one of them does not pass.")
-    ] = False,
-) -> None:
-    """Print a recipe with all defaults, or all its problems.
-
-    Runs nothing, and loads no model.
-    """
-    from sdft.cautions import at_start
-    from sdft.pipeline import check_all, forecasts
-    from sdft.recipe import dump_recipe
-
-    resolved, folder = check_all(recipe, overrides or ())
-    print(dump_recipe(resolved), end="")
-    print(f"{recipe}: in order; `sdft run` would write to {folder}", file=sys.stderr)
-    for forecast in forecasts(resolved):
-        print(f"note: {forecast}", file=sys.stderr)
-    for caution in at_start(resolved):
-        print(f"warning: {caution}", file=sys.stderr)
-    if data:
-        from sdft.errors import counted
-        from sdft.inspection import failing_golds, shared_rows
-
-        examples, failing, skipped = failing_golds(resolved)
-        for line in [*failing, *(f"skipped: {row}" for row in skipped)]:
-            print(line, file=sys.stderr)
-        left_out = f" ({counted(len(skipped), 'bad row')} skipped)" if skipped else ""
-        refused = f"of their own replies {len(failing)} do not pass the checks"
-        print(f"data: {counted(examples, 'example')}{left_out}; {refused}", file=sys.stderr)
-        for caution in shared_rows(resolved):
-            print(f"warning: {caution}", file=sys.stderr)
-        if failing and strict:
-            raise typer.Exit(2)
-
-
-@app.command(epilog=shown("sdft plan mine.yaml"))
-def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Say what a recipe will take, before it is run.
-
-    Rows, tokens, time, memory, disk and cost. Loads the model briefly.
-    """
-    from sdft.pipeline import check_all
-    from sdft.planning import plan_recipe
-
-    resolved, _ = check_all(recipe, overrides or ())
-    for line in plan_recipe(resolved):
-        print(line, flush=True)
-
-
-@app.command(
-    epilog=shown(
-        "sdft render --dataset gsm8k_train --template gsm8k --rows 0-2",
-        "sdft render --dataset mine.jsonl --template using --model ./my-model",
-    )
-)
-def render(
-    dataset: Annotated[str, typer.Option(help="A dataset as in a recipe's data.dataset.")],
-    template: Annotated[str, typer.Option(help="A name from `sdft list templates`, or a jinja string.")],
-    rows: Annotated[str | None, typer.Option(help="Which rows, such as 0,5-9; default: all.")] = None,
-    answer: Annotated[bool, typer.Option("--answer", help="Add the reply, with what ends it.")] = False,
-    model: Annotated[str | None, typer.Option(help="Take special tokens and chat template from this model.")] = None,
-) -> None:
-    """Print prompts as the model gets them.
-
-    JSON lines {row, prompt, answer}.
-    """
-    from sdft.inspection import parse_rows, rendered
-
-    skipped: list[str] = []
-    for line in rendered(dataset, template, parse_rows(rows), answer, model, skipped):
-        print(line)
-    for why in skipped:
-        print(f"skipped: {why}", file=sys.stderr)
-
-
-@app.command(
-    epilog=shown(
-        "sdft score --check number replies.jsonl > judged.jsonl",
-        "sdft score --metric openfunction.positional replies.jsonl",
-    )
-)
-def score(
-    file: Annotated[Path, typer.Argument(help="JSON lines with `label` and `predict`.")],
-    check: Annotated[str | None, typer.Option(help="A name from `sdft list checks`.")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="In place of a check: BENCHMARK or BENCHMARK.METRIC, such as openfunction.")
-    ] = None,
-) -> None:
-    """Judge a file of replies by a check or a benchmark.
-
-    The same rows with `verdict` on stdout, the accuracy with its 95 % interval on stderr.
-    """
-    from sdft.inspection import Rescoring, judge_of
-
-    rescoring = Rescoring(*judge_of(check, metric))
-    for line in rescoring.lines(file):
-        print(line)
-    for bad in rescoring.bad:
-        print(f"left out: {bad}", file=sys.stderr)
-    print(rescoring.result(), file=sys.stderr)
-    if rescoring.bad:
-        raise DataError(f"{file}: {len(rescoring.bad)} lines are not rows with `label` and `predict`, see above")
-
-
-Kind = Literal["datasets", "templates", "checks", "engines", "benchmarks", "methods", "recipes"]
-
-
-@app.command(name="list", epilog=shown("sdft list recipes", "sdft list checks"))
-def list_kind(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
-    """List what recipes can name."""
-    from sdft.inspection import listed
-
-    entries = listed(kind)
-    width = max((len(name) for name, _ in entries), default=0)
-    columns = max(shutil.get_terminal_size().columns, width + 40) if sys.stdout.isatty() else None
-    for name, text in entries:
-        lead = f"{name:<{width}}  "
-        print(start.filled(lead, text, columns) if columns else (lead + text).rstrip())
-
-
-# First minutes, and what is done with a result
+# Looking, first minutes, and what is done with a result
 
 for command, examples in (
+    (
+        looking.check,
+        ("sdft check mine.yaml --data", "sdft check chat/gsm8k model=./my-model > whole.yaml"),
+    ),
+    (looking.plan, ("sdft plan mine.yaml",)),
+    (
+        looking.render,
+        (
+            "sdft render --dataset gsm8k_train --template gsm8k --rows 0-2",
+            "sdft render --dataset mine.jsonl --template using --model ./my-model",
+        ),
+    ),
+    (
+        looking.score,
+        (
+            "sdft score --check number replies.jsonl > judged.jsonl",
+            "sdft score --metric openfunction.positional replies.jsonl",
+        ),
+    ),
+    (looking.list_kind, ("sdft list recipes", "sdft list checks")),
     (start.init, ("sdft init mine.jsonl --model Qwen/Qwen2.5-1.5B-Instruct",)),
     (start.doctor, ("sdft doctor",)),
     (start.recipe_schema, ("sdft recipe-schema > recipe.schema.json",)),
@@ -487,4 +355,5 @@ for command, examples in (
     (using.serve, ("sdft serve mine.yaml", "sdft serve runs/mine --port 8000 -- --max-model-len 4096")),
     (using.chat, ("sdft chat runs/mine", "echo 'How much is 7 - 9?' | sdft chat runs/mine --method sft")),
 ):
-    app.command(epilog=shown(*examples))(command)
+    name = command.__name__.replace("_", "-").removesuffix("-kind")
+    app.command(name=name, epilog=shown(*examples))(command)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from sdft.engines._replicas import DistributionReplicas, open_processes, visible_gpus
+from sdft.engines._processes import open_processes, visible_gpus
+from sdft.engines._replicas import DistributionReplicas
 from sdft.engines._stops import split_stops
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError

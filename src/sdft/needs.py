@@ -1,0 +1,178 @@
+"""What a recipe needs and does not find here, each with how to get it: before hours of work, not after them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
+from sdft.benchmarks.drift import Drift
+from sdft.data import unfetched
+from sdft.data.config import DataConfig
+from sdft.engines import AnyEngine, AutoSettings, OpenAISettings, RaySettings, VLLMSettings
+from sdft.errors import ModelError, SdftError
+from sdft.models import ModelConfig, resolve
+from sdft.models import lacking as model_lacking
+from sdft.recipe import AnalyzeConfig, Recipe
+from sdft.rendering import needs_tokenizer
+
+TRACKERS = {"mlflow": "mlflow-skinny"}
+"""Trackers whose package has another name than what is imported."""
+
+
+def lacking(recipe: Recipe) -> list[str]:
+    """Data and packages that the recipe needs and that are not here, each with how to get it."""
+    return [
+        *(_lacking_model(recipe.model) if _loads_model(recipe) else []),
+        *_lacking_data(recipe.data),
+        *(what for _, what in _lacking_engines(recipe)),
+        *_lacking_benchmarks(recipe.evaluate.benchmarks),
+        *_lacking_similarity(recipe.analyze),
+        *_lacking_trackers(recipe.train.report_to if recipe.methods else ()),
+    ]
+
+
+def forecasts(recipe: Recipe) -> list[str]:
+    """What the recipe will fetch, and ask of judge models and the hub: a line for each. Reads a judge's data."""
+    models = 1 + len(recipe.methods)
+    absent = unfetched(recipe.data) if recipe.data else None
+    lines = [f"data: {absent}. `sdft run` tries to fetch it"] if absent else []
+    for benchmark in recipe.evaluate.benchmarks:
+        absent = benchmark.unfetched()
+        told = f"{absent}. `sdft run` tries to fetch it" if absent else None
+        told = told or benchmark.forecast(models, recipe.evaluate.sampling)
+        lines += [f"benchmark '{benchmark.label or benchmark.name}': {told}"] if told else []
+    return lines
+
+
+def with_engines(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe with the engine that `auto` comes to here, so that its run keeps to it, and a line on each choice.
+
+    Raises EngineError where none fits.
+    """
+    lines = []
+    for section in ("distill", "evaluate"):
+        config = getattr(recipe, section)
+        if isinstance(config.engine, AutoSettings):
+            drifts = section == "evaluate" and any(isinstance(b, Drift) for b in recipe.evaluate.benchmarks)
+            engine, why = config.engine.choose(recipe.model, "distributions" if drifts else "replies")
+            recipe = recipe.model_copy(update={section: config.model_copy(update={"engine": engine})})
+            lines.append(f"{section}.engine auto: {why}")
+    return recipe, list(dict.fromkeys(lines))
+
+
+def _engines(recipe: Recipe) -> dict[str, AnyEngine]:
+    """The kind of stage → the engine that it will open."""
+    found: dict[str, AnyEngine] = {"distill": recipe.distill.engine} if recipe.data else {}
+    return found | ({"eval": recipe.evaluate.engine} if recipe.evaluate.benchmarks else {})
+
+
+def _loads_model(recipe: Recipe) -> bool:
+    opened = _engines(recipe).values()
+    return bool(recipe.methods) or any(needs_tokenizer(recipe.prompt, e) for e in opened) or measures_model(recipe)
+
+
+def measures_model(recipe: Recipe) -> bool:
+    """Whether a benchmark loads the model by itself, whatever the engine."""
+    return any(isinstance(benchmark, HarnessBenchmark) for benchmark in recipe.evaluate.benchmarks)
+
+
+def _lacking_engines(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The kind of stage that asks a server or runs vLLM, and what that takes."""
+    for kind, engine in _engines(recipe).items():
+        for what in engine.missing() if isinstance(engine, OpenAISettings | RaySettings | VLLMSettings) else ():
+            yield kind, f"{'evaluate' if kind == 'eval' else kind}.engine: {what}"
+
+
+def _lacking_model(model: ModelConfig | None) -> list[str]:
+    found = model_lacking(model) if model else None
+    return [f"model {found}"] if found else []
+
+
+def _lacking_data(data: DataConfig | None) -> list[str]:
+    from sdft.data import missing
+
+    found = missing(data) if data else None
+    return [f"data: {found}"] if found else []
+
+
+def _lacking_benchmarks(benchmarks: Iterable[AnyBenchmark]) -> list[str]:
+    return [f"benchmark '{b.label or b.name}': {what}" for b in benchmarks for what in b.missing()]
+
+
+def _lacking_trackers(names: Iterable[str]) -> list[str]:
+    """Experiment trackers that are packages of the same name."""
+    return [
+        f"train.report_to: the package {name} is not installed: pip install {TRACKERS.get(name, name)}"
+        for name in names
+        if name in ("wandb", "mlflow", "tensorboard", "comet_ml", "trackio") and find_spec(name) is None
+    ]
+
+
+def _unobtainable_data(recipe: Recipe) -> list[str]:
+    """As `_lacking_data`, once what can be fetched has been."""
+    from sdft.data import provide
+
+    try:
+        if recipe.data:
+            provide(recipe.data)
+    except SdftError as error:
+        return [f"data: {error}"]
+    return _lacking_data(recipe.data)
+
+
+def _lacking_similarity(analyze: AnalyzeConfig | None) -> list[str]:
+    """What a recipe that insists on similarity needs; one that does not gets a note where it is not measured."""
+    from sdft.analysis.similarity import missing_packages
+
+    if analyze is None or not analyze.similarity:
+        return []
+    problem = model_lacking(ModelConfig(name=analyze.embedder))
+    found = [f"analyze.embedder: {problem}"] if problem else []
+    return found + [f"analyze.similarity: {metric} needs {what}" for metric, what in missing_packages().items()]
+
+
+def _lacking_embedder(recipe: Recipe) -> list[str]:
+    """Fetches it, where the recipe insists on it: after hours of training is too late to learn that it is not there."""
+    if recipe.analyze.similarity and recipe.methods and recipe.evaluate.benchmarks:
+        try:
+            resolve(ModelConfig(name=recipe.analyze.embedder))
+        except ModelError as error:
+            return [f"analyze.embedder: {error}"]
+    return []
+
+
+def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
+    found = []
+    for benchmark in recipe.evaluate.benchmarks:
+        try:
+            benchmark.examples()
+        except SdftError as error:
+            found.append(f"benchmark '{benchmark.label or benchmark.name}': {error}")
+    return found
+
+
+def lacking_for(recipe: Recipe, kinds: Collection[str]) -> list[str]:
+    """What stages of these kinds (`data`, `train`, `eval` …) need and do not find. What can be fetched is, first."""
+    problems = _unobtainable_data(recipe) if "data" in kinds else []
+    if "train" in kinds:
+        problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
+    elif "eval" in kinds and measures_model(recipe):
+        problems += _lacking_model(recipe.model)
+    problems += [what for kind, what in _lacking_engines(recipe) if kind in kinds]
+    if "eval" in kinds:
+        problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe.evaluate.benchmarks)
+    if "analyze" in kinds:
+        problems += _lacking_similarity(recipe.analyze) or _lacking_embedder(recipe)
+    return problems
+
+
+def lacking_of(sound: Mapping[str, Any]) -> list[str]:
+    """As `lacking`, for those sections of a faulty recipe that are in order by themselves."""
+    engines = {sound[key].engine.name for key in ("distill", "evaluate") if key in sound}
+    without = bool(engines) and engines <= {"scripted", "openai"}
+    found = [] if without else _lacking_model(sound.get("model"))
+    found += _lacking_data(sound.get("data"))
+    found += _lacking_benchmarks(sound["evaluate"].benchmarks) if "evaluate" in sound else []
+    return found + _lacking_similarity(sound.get("analyze"))
