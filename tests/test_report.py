@@ -601,3 +601,26 @@ def test_file_forms_take_fields_that_they_do_not_know() -> None:
     summary = {"examples": 1, "rewritten": 1, "kept": 0, "share_rewritten": 1.0, "future": [1]}
     assert Selection.model_validate(summary).accepted_at == []
     assert Training.model_validate({"method": "sft", "more": 1}).rows is None
+
+
+def test_many_differences_within_noise_are_put_away(demo: Path, copy: Path) -> None:
+    assert "<details>" not in build_report(demo).markdown
+    for kind in ("eval/seed", "eval/sft", "eval/sdft"):
+        scores = read_json(copy / kind / "drift/scores.json")
+        for number in range(8):
+            write_json(copy / kind / f"more{number}/scores.json", scores | {"label": f"more{number}"})
+    rows = read_json(copy / "eval/comparisons.json")
+    quiet = [
+        r | {"benchmark": f"more{n}", "low": -9.0, "high": 9.0}
+        for n in range(8)
+        for r in rows
+        if r["benchmark"] == "drift"
+    ]
+    write_json(copy / "eval/comparisons.json", rows + quiet)
+    files = build_report(copy)
+    text = files.markdown
+    before, put_away = text.split("<details>")[:2]
+    assert "within noise</summary>" in put_away and "within noise." in put_away
+    assert "Vanilla fine-tuning raised reasoning_gym" in before.replace("\N{NO-BREAK SPACE}", " ")
+    assert text.count("<details>") == text.count("</details>")
+    assert "differences within noise</summary>" in files.html

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sdft.report import units
 from sdft.report.figures import LIKENESS
 from sdft.report.schema import MetricRow, Report
 from sdft.report.source import SEED
 from sdft.report.text import markdown
-from sdft.report.verdict import display, metric_name
+from sdft.report.verdict import OPEN_NOTES, display, folded, metric_name
 
 
 def render_markdown(report: Report) -> str:
@@ -34,15 +34,26 @@ def _head(report: Report) -> Iterator[str]:
 def _verdict(report: Report) -> Iterator[str]:
     yield f"**{markdown(report.verdict.headline)}**"
     yield ""
-    if report.verdict.statements:
-        yield from (f"- {markdown(statement.text)}" for statement in report.verdict.statements)
-        yield ""
-    for heading, items in (("Notes", report.notes), ("Missing", report.missing)):
-        if items:
-            yield f"{heading}:"
-            yield ""
-            yield from (f"- {markdown(item)}" for item in items)
-            yield ""
+    shown, noise = folded(report.verdict.statements)
+    yield from _bullets(statement.text for statement in shown)
+    if noise:
+        yield from _put_away(f"{len(noise)} differences within noise", (statement.text for statement in noise))
+    if len(report.notes) > OPEN_NOTES:
+        yield from _put_away(f"{len(report.notes)} notes", report.notes)
+    elif report.notes:
+        yield from ("Notes:", "", *_bullets(report.notes))
+    if report.missing:
+        yield from ("Missing:", "", *_bullets(report.missing))
+
+
+def _bullets(items: Iterable[str]) -> Iterator[str]:
+    lines = [f"- {markdown(item)}" for item in items]
+    yield from [*lines, ""] if lines else ()
+
+
+def _put_away(summary: str, items: Iterable[str]) -> Iterator[str]:
+    """Lines that a click shows, where the markdown is shown as a page."""
+    yield from ("<details>", f"<summary>{summary}</summary>", "", *_bullets(items), "</details>", "")
 
 
 def _scoreboard(report: Report) -> Iterator[str]:
@@ -55,7 +66,7 @@ def _scoreboard(report: Report) -> Iterator[str]:
     for table in report.benchmarks:
         for row in table.metrics:
             cells = [_cell(row, model) for model in report.models]
-            yield f"| {markdown(table.label)}, {markdown(metric_name(row))} (n = {table.n}) | {' | '.join(cells)} |"
+            yield f"| {markdown(table.label)}, {markdown(metric_name(row))} (n = {row.n}) | {' | '.join(cells)} |"
     yield ""
     yield "In brackets: 95 % intervals. Bold: the interval of the paired difference from the seed excludes 0."
     yield ""

@@ -24,7 +24,7 @@ from sdft.report.schema import BenchmarkTable, Difference, MetricRow, Report
 from sdft.report.source import SEED, Pick, Run
 from sdft.report.text import Excerpt, Kind, brief, excerpt, visible, word_diff
 from sdft.report.units import Unit
-from sdft.report.verdict import DISTILLED, VANILLA, display, metric_name
+from sdft.report.verdict import DISTILLED, OPEN_NOTES, VANILLA, display, folded, metric_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -96,6 +96,7 @@ def render_html(run: Run, report: Report, books: Sequence[Book], load: Load) -> 
         rewrites=[_rewrite(pick) for pick in run.picks],
         recipe=run.recipe_text,
         topics=_topics(report),
+        open_notes=OPEN_NOTES,
         tones=tones(report.methods),
         display=display,
         training=report.training,
@@ -156,11 +157,11 @@ def _moment(value: str) -> str:
         return brief(value)
 
 
-def _topics(report: Report) -> list[tuple[str, list[Any]]]:
-    """The verdict's sentences under their headings; empty headings are left out."""
+def _topics(report: Report) -> list[tuple[str, list[Any], list[Any]]]:
+    """The verdict's sentences under their headings, and those put away; empty headings are left out."""
     names = {"task": "On the task", "retention": "Elsewhere", "methods": "SDFT against vanilla fine-tuning"}
     by_topic = [(name, [s for s in report.verdict.statements if s.topic == topic]) for topic, name in names.items()]
-    return [(name, statements) for name, statements in by_topic if statements]
+    return [(name, *folded(statements)) for name, statements in by_topic if statements]
 
 
 # Scoreboard
@@ -186,12 +187,17 @@ def _boards(report: Report) -> Iterator[tuple[str, list[tuple[BenchmarkTable, st
         for table in report.benchmarks:
             if table.role == role:
                 rows = [
-                    (row, metric_name(row), [cell_of(table, row, m) for m in report.models], _pair_cell(row))
+                    (row, _row_name(table, row), [cell_of(table, row, m) for m in report.models], _pair_cell(row))
                     for row in table.metrics
                 ]
                 tables.append((table, f"n = {table.n:,} · {decoding(table.sampling)}", rows))
         if tables:
             yield heading, tables
+
+
+def _row_name(table: BenchmarkTable, row: MetricRow) -> str:
+    """The metric's name, with its rows where they are not all of the benchmark's."""
+    return metric_name(row) + (f", n = {row.n:,}" if row.n != table.n else "")
 
 
 def cell_of(table: BenchmarkTable, row: MetricRow, model: str) -> Cell | None:

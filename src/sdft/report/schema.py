@@ -84,6 +84,11 @@ class MetricRow(Fact):
     differences: tuple[Difference, ...] = ()
     """Of tuned models from the seed, and of one method from another."""
 
+    @property
+    def n(self) -> int:
+        """Rows that it was measured on: part of the benchmark's where it is about a part, as one task of several."""
+        return max((value.n for value in self.values.values()), default=0)
+
     def against(self, model: str, baseline: str) -> Difference | None:
         """The paired difference of two models, or None where it was not computed."""
         return next((d for d in self.differences if (d.model, d.baseline) == (model, baseline)), None)

@@ -6,7 +6,7 @@ there is none. A difference without an interval is told as two numbers, without 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sdft.report.schema import BenchmarkTable, Difference, MetricRow, Statement, Summary, Tone
 from sdft.report.source import SEED
@@ -14,6 +14,10 @@ from sdft.report.units import CONFIDENCE, difference, interval, number, quantity
 
 NAMES = {SEED: "Seed", "sft": "Vanilla fine-tuning", "sdft": "SDFT"}
 VANILLA, DISTILLED = "sft", "sdft"
+
+OPEN_NOISE = 6
+"""Statements of differences within noise that are shown without a click."""
+OPEN_NOTES = 8
 
 Tables = tuple[BenchmarkTable, ...]
 
@@ -34,6 +38,14 @@ def metric_name(row: MetricRow) -> str:
     if row.unit == "nats" and row.from_seed:
         return "KL from the seed"
     return {"same_argmax": "same likeliest token"}.get(row.metric, row.metric.replace("_", " "))
+
+
+def folded(statements: Sequence[Statement]) -> tuple[list[Statement], list[Statement]]:
+    """Statements to show, and those within noise that are put away where they are many: they hide the others."""
+    noise = [s for s in statements if s.tone == "noise"]
+    if len(noise) <= OPEN_NOISE:
+        return list(statements), []
+    return [s for s in statements if s.tone != "noise"], noise
 
 
 def conclude(tables: Tables, methods: tuple[str, ...]) -> Summary:
