@@ -79,6 +79,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # The site, into site/, from the tools of the extra `docs`. Pictures are taken from the demo's report, where it is here.
 docs: $(VENV)/.docs
 	$(BIN)/python docs/site/commands.py
+	$(BIN)/python docs/site/keys.py
 	$(BIN)/python docs/site/pictures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

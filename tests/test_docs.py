@@ -17,7 +17,11 @@ import yaml
 from click import Command
 from typer.main import get_command
 
+from sdft.benchmarks import AnyBenchmark
+from sdft.checks import AnyCheck
 from sdft.cli import app
+from sdft.engines import AnyEngine
+from sdft.inspection import members
 from sdft.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +44,12 @@ def fences(page: Path, language: str) -> list[str]:
 def test_the_page_of_commands_is_what_help_prints() -> None:
     page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
     assert page == module("commands").page(), "run `python docs/site/commands.py`"
+
+
+def test_the_page_of_keys_is_what_the_schema_says() -> None:
+    page = (ROOT / "docs/keys.md").read_text(encoding="utf-8")
+    assert page == module("keys").page(), "run `python docs/site/keys.py`"
+    assert all(f"\n### {name}\n" in page for name in [*members(AnyCheck), *members(AnyBenchmark), *members(AnyEngine)])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -74,9 +84,9 @@ def test_whole_recipes_on_a_page_are_in_order(page: Path) -> None:
     ],
 )
 def test_everything_that_a_recipe_can_name_is_described(package: str, union: str, page: str) -> None:
-    members: tuple[Any, ...] = get_args(get_args(getattr(importlib.import_module(f"sdft.{package}"), union))[0])
+    classes: tuple[Any, ...] = get_args(get_args(getattr(importlib.import_module(f"sdft.{package}"), union))[0])
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    for member in members:
+    for member in classes:
         name = member.model_fields["name"].default
         assert re.search(rf"^### {name}$|^\| `{name}` \|", text, re.MULTILINE), f"docs/{page} lacks {name}"
 
