@@ -59,7 +59,7 @@ $(VLLM)/.installed:
 reference-smoke: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/reference_smoke.py
 
-# The two runs of docs/results.md, side by side with one thread each: about two hours on 2 cores. Goes on where it stopped.
+# The two runs of docs/results.md, side by side with one thread each: two hours and more on 2 cores. Goes on where it stopped.
 results: $(INSTALLED)
 	$(MAKE) -j 2 results/gsm8k results/openfunction
 
