@@ -7,14 +7,16 @@ INSTALLED := $(VENV)/.installed
 DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../shared/data))
 
 VLLM := .venv-vllm
+WORKERS ?= 2
 
 .PHONY: demo test vllm-test ray-test sandbox browser check bench reference-smoke results picture docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
 
+# Two at a time, a core each: `make test WORKERS=4` on a larger machine.
 test: $(INSTALLED)
-	SDFT_DATA_DIR="$(DATA)" $(BIN)/python -m pytest
+	SDFT_DATA_DIR="$(DATA)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What models write is run in bubblewrap; where it is not to be had, the tests that need it are skipped.
 sandbox:

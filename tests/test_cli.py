@@ -588,7 +588,8 @@ def test_a_bug_keeps_its_traceback(sdft: Run, recipe: Path, monkeypatch: pytest.
         sdft("run", recipe)
 
 
-def test_ctrl_c_exits_130_and_says_how_to_go_on(recipe: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_exits_130_and_says_how_to_go_on(recipe: Path, number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "sdft.cli", "run", str(recipe), "distill.engine.latency=0.2"]
 
     def heed_ctrl_c() -> None:  # a shell's background job, and so what it starts, ignores it
@@ -601,9 +602,9 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(recipe: Path) -> None:
         deadline = time.monotonic() + 30
         while not (rewrites.exists() and rewrites.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in err
     assert f"sdft run {recipe} distill.engine.latency=0.2` goes on from here" in err
     assert rewrites.stat().st_size > 0

@@ -95,6 +95,14 @@ def test_broken_lines_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
     assert "JSON" in bad_rows(deep)[1][0].why
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_the_column_of_broken_json_is_one_of_its_own_line(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"instruction": "a", "output"' + end + b'{"instruction": "a", "output": "b"}' + end)
+    _, bad = bad_rows(path)
+    assert [(row.line, row.why) for row in bad] == [(1, "not valid JSON (Expecting ':' delimiter at column 30)")]
+
+
 def test_error_mode_yields_the_good_rows_then_names_the_first_ten(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl([*ROWS, *({"instruction": "a", "output": ""} for _ in range(12))]))

@@ -10,7 +10,7 @@ import sdft
 from helpers_models import save_tiny_model
 from helpers_pipeline import scripted_recipe
 from sdft import memory
-from sdft.engines import AutoSettings, OpenAISettings
+from sdft.engines import AutoSettings, OpenAISettings, TransformersSettings
 from sdft.engines import auto as auto_engine
 from sdft.errors import EngineError
 from sdft.models import ModelConfig
@@ -52,6 +52,17 @@ def test_auto_takes_what_fits_and_says_so_in_one_line(model: ModelConfig, monkey
     monkeypatch.setattr(auto_engine, "free_memory", lambda device: 1000)
     with pytest.raises(EngineError, match="does not fit"):
         AutoSettings().choose(model)
+
+
+def test_auto_names_the_replicas_of_several_gpus(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_engine, "guess_device", lambda name: "cuda")
+    monkeypatch.setattr(memory, "_free_on_gpus", lambda: [8 << 30, 8 << 30])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    engine, why = AutoSettings().choose(model, "distributions")
+    assert why.startswith("transformers on 2 GPUs, a replica on each, 256 rows at once; ")
+    assert isinstance(engine, TransformersSettings) and engine.replicas == "auto"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert AutoSettings().choose(model, "distributions")[1].startswith("transformers on cuda, 256 rows at once; ")
 
 
 def test_a_run_keeps_to_the_engine_that_auto_took(model: ModelConfig, tmp_path: Path) -> None:

@@ -411,7 +411,11 @@ def f(port):
             server.accept()
 
 
-@pytest.mark.parametrize("victim", ["os.getppid()", "1", "-1", "0", str(os.getpid()), str(os.getppid())])
+@pytest.mark.parametrize(
+    "victim",
+    ["os.getppid()", "1", "-1", "0", str(os.getpid()), str(os.getppid())],
+    ids=["parent", "init", "all", "group", "tests", "their parent"],
+)
 def test_nobody_else_is_killed(victim: str) -> None:
     bystander = subprocess.Popen(["sleep", "60"])
     try:

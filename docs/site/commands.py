@@ -19,7 +19,8 @@ HEAD = """# Commands
 What each command prints with `--help`. This page is made from those texts by `python docs/site/commands.py`; a test
 compares them.
 
-Errors go to stderr in one line or a list, with exit code 2. Ctrl-C exits with 130, and the same command goes on.
+Errors go to stderr in one line or a list, with exit code 2. Ctrl-C exits with 130 and
+SIGTERM with 143; the same command goes on.
 """
 
 

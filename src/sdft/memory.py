@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -60,16 +61,27 @@ def _free_ram() -> int | None:
     return free
 
 
+def gpu_count() -> int:
+    """How many GPUs a process sees, by the system's own word: torch is not asked."""
+    count = len(_free_on_gpus())
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count if chosen is None else min(count, sum(bool(part.strip()) for part in chosen.split(",")))
+
+
 def _gpu_memory() -> int | None:
+    return next(iter(_free_on_gpus()), None)
+
+
+def _free_on_gpus() -> list[int]:
+    """Bytes free on each GPU."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return None
+        return []
     asked = subprocess.run(
         [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
         capture_output=True, text=True, check=False, timeout=30,
     )  # fmt: skip
-    first = asked.stdout.strip().splitlines()[:1]
-    return int(first[0]) << 20 if first and first[0].strip().isdigit() else None
+    return [int(line) << 20 for line in asked.stdout.split() if line.isdigit()]
 
 
 @dataclass(frozen=True, slots=True)

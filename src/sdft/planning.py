@@ -236,7 +236,12 @@ def _memory(recipe: Recipe) -> Iterator[str]:
     needs = {}
     if isinstance(recipe.distill.engine, TransformersSettings):
         room = None if free is None else USABLE * free - weights
-        needs["generating"] = weights + _cache(recipe.distill.engine, recipe, shape, room)
+        each = weights + _cache(recipe.distill.engine, recipe, shape, room)
+        replicas = recipe.distill.engine.replicas
+        if isinstance(replicas, int) and replicas > 1 and device == "cpu":  # on GPUs each has a memory of its own
+            needs[f"generating, {replicas} replicas"] = each * replicas
+        else:
+            needs["generating"] = each
     if recipe.methods:
         needs["training"] = _training_bytes(recipe, shape)
     told = ", ".join(f"{what} {_gib(size)}" for what, size in needs.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -312,17 +313,28 @@ def _run(
     return result.report
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, as a cluster sends it before it takes a machine away: ends a run as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise _TerminatedError
+
+
 @contextmanager
 def _resumable() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         from sdft.training.ranks import world_size
 
         if world_size() == 1:  # of several, the one that started them says so
             again = shlex.join(["sdft", *sys.argv[1:]])
             print(f"\ninterrupted; what is done is kept, and `{again}` goes on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(error, _TerminatedError) else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # Looking, first minutes, and what is done with a result

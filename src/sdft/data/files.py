@@ -165,7 +165,7 @@ def _parse_line(line: bytes) -> Any:
     if len(line) > MAX_ROW_CHARS + 1:
         raise ValueError(f"the line is over-long: more than {MAX_ROW_CHARS:,} bytes")
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode().rstrip("\r\n"))  # so that a column is one of this line
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from None
     except json.JSONDecodeError as error:

@@ -23,17 +23,11 @@ class SourceFile(Record):
     size: int
     """In bytes."""
     sha256: str
-    mtime_ns: int = 0
-    """When it was last written: while that and the size stay the same, its content is not read again."""
 
 
 def source_files(config: DataConfig) -> list[SourceFile]:
     """The local files that a dataset is read from; none where it is generated or on the hub."""
-    found = []
-    for path in _files(config):
-        stat = path.stat()
-        found.append(SourceFile(path=str(path), size=stat.st_size, sha256=file_sha256(path), mtime_ns=stat.st_mtime_ns))
-    return found
+    return [SourceFile(path=str(path), size=path.stat().st_size, sha256=file_sha256(path)) for path in _files(config)]
 
 
 def changed(config: DataConfig, known: Iterable[SourceFile]) -> str | None:
@@ -43,10 +37,8 @@ def changed(config: DataConfig, known: Iterable[SourceFile]) -> str | None:
     if files and len(files) != len(before):
         return config.dataset
     for path, old in zip(files, before, strict=False):
-        stat = path.stat()
-        if stat.st_size == old.size and (stat.st_mtime_ns == old.mtime_ns or file_sha256(path) == old.sha256):
-            continue
-        return str(path)
+        if path.stat().st_size != old.size or file_sha256(path) != old.sha256:
+            return str(path)
     return None
 
 

@@ -9,7 +9,7 @@ from sdft.engines.base import Engine
 from sdft.engines.transformers import TransformersSettings
 from sdft.engines.vllm import VLLMSettings
 from sdft.errors import EngineError
-from sdft.memory import GIB, MOST_ROWS, USABLE, free_memory, guess_device, local_shape, rows_that_fit
+from sdft.memory import GIB, MOST_ROWS, USABLE, free_memory, gpu_count, guess_device, local_shape, rows_that_fit
 from sdft.models import ModelConfig
 from sdft.records import Settings
 
@@ -43,7 +43,9 @@ class AutoSettings(Settings):
             if wanted == "replies":
                 return VLLMSettings(), f"vllm on cuda; {room}"
             room += "; drift needs whole distributions, which vllm does not give"
-        return TransformersSettings(max_batch_size=rows), f"transformers on {device}, {rows} rows at once; {room}"
+        gpus = gpu_count() if device == "cuda" else 1
+        where = f"{gpus} GPUs, a replica on each" if gpus > 1 else device
+        return TransformersSettings(max_batch_size=rows), f"transformers on {where}, {rows} rows at once; {room}"
 
     def open(self, model: ModelConfig) -> Engine:
         """Choose, and load the model. Raises EngineError and ModelError."""
