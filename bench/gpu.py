@@ -160,7 +160,8 @@ def generating(model: Any, dataset: str, clock: Clock, device: Any) -> dict[str,
     from generate import NEW, differences, floor, ours, prompts, timed, with_generate
 
     from sdft.engines import TransformersSettings
-    from sdft.models import load_model, load_tokenizer
+    from sdft.memory import shape_of
+    from sdft.models import load_model, load_tokenizer, resolve
 
     on_gpu = device.type == "cuda"
     asked = prompts(1024 if on_gpu else 4, model, dataset)
@@ -181,8 +182,9 @@ def generating(model: Any, dataset: str, clock: Clock, device: Any) -> dict[str,
     loaded = load_model(model)
     numbers = sum(weight.numel() for weight in loaded.parameters())
     itemsize = loaded.dtype.itemsize
-    config = loaded.config.get_text_config()
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
+    shape = shape_of(resolve(model))
+    assert shape is not None
+    cached = shape.cache_bytes(str(loaded.dtype).removeprefix("torch."), device.type)
     peak = floor(loaded.dtype, device)
     few = asked[: 8 if on_gpu else 1]
     with_generate(loaded, tokenizer, few[:1], 1)
@@ -265,6 +267,10 @@ def training(model: Any, dataset: str, clock: Clock, on_gpu: bool) -> list[dict[
     found = []
     print("\n| training, LoRA on all linear layers | batch | tokens/s | peak memory |\n|---|---|---|---|")
 
+    def pair(index: int, reply: str) -> TrainingPair:
+        prompt = renderer.train(examples[index % len(examples)])
+        return TrainingPair(str(index), prompt.text, reply, prompt.end)
+
     def pairs(length: int, count: int) -> list[Any]:
         """Rows of about `length` tokens: replies are put together until they are long enough."""
         out, at = [], 0
@@ -273,14 +279,10 @@ def training(model: Any, dataset: str, clock: Clock, on_gpu: bool) -> list[dict[
             while len(reply) < 3.2 * length - 400:
                 reply += examples[at % len(examples)].reference + "\n"
                 at += 1
-            prompt = renderer.train(examples[index % len(examples)])
-            out.append(TrainingPair(str(index), prompt.text, reply, prompt.end))
+            out.append(pair(index, reply))
         return out
 
-    short = []
-    for index, example in enumerate(examples[: 256 if on_gpu else 4]):
-        prompt = renderer.train(example)
-        short.append(TrainingPair(str(index), prompt.text, example.reference, prompt.end))
+    short = [pair(index, example.reference) for index, example in enumerate(examples[: 256 if on_gpu else 4])]
 
     def one(what: str, rows: list[Any], length: int, **changes: Any) -> None:
         if not clock.allows(what, 30):

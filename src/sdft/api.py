@@ -148,10 +148,10 @@ def evaluate(
     bench = _parse("benchmark", TypeAdapter(AnyBenchmark), benchmark)
     if isinstance(bench, HarnessBenchmark):
         with TemporaryDirectory() as folder:
-            return bench.measure(model, Path(folder, Path(model.name).name, stage.label_of(bench)), Console())
+            return bench.measure(model, Path(folder, Path(model.name).name, bench.called), Console())
     decoding = sampling or bench.sampling or Sampling()
     for problem in bench.conflicts(decoding):
-        raise BenchmarkError(f"{stage.label_of(bench)}: {problem}")
+        raise BenchmarkError(f"{bench.called}: {problem}")
     prompter = open_prompter(prompt or PromptConfig(), settings, model)
     with closing(settings.open(model)) as opened:
         found = {

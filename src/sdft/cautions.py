@@ -86,7 +86,7 @@ def small_tests(recipe: Recipe) -> Iterator[str]:
             continue
         low, high = wilson(rows / 2, rows)
         yield (
-            f"benchmark '{benchmark.label or benchmark.name}' asks {rows} rows: a share is known to "
+            f"benchmark '{benchmark.called}' asks {rows} rows: a share is known to "
             f"±{50 * (high - low):.0f} points with so few, and the gain that you hope for is {100 * gain:g} "
             f"(evaluate.expected_gain={gain:g}); ask {enough} or more"
         )
@@ -105,7 +105,7 @@ def refused_references(recipe: Recipe) -> Iterator[str]:
         if failing:
             row, verdict = failing[0]
             yield (
-                f"benchmark '{benchmark.label or benchmark.name}': the check {benchmark.check.name} refuses the "
+                f"benchmark '{benchmark.called}': the check {benchmark.check.name} refuses the "
                 f"reference itself in {len(failing)} of {len(rows)} rows, such as {row.reference[:40]!r} "
                 f"({verdict.reason}): another check may suit them better (`sdft list checks`)"
             )
@@ -129,7 +129,7 @@ def overlaps(recipe: Recipe, train: Iterable[Example]) -> dict[str, int]:
     tests = {}
     for benchmark in recipe.evaluate.benchmarks:
         try:
-            tests[benchmark.label or benchmark.name] = [_question(example) for example in benchmark.examples()]
+            tests[benchmark.called] = [_question(example) for example in benchmark.examples()]
         except SdftError:
             continue
     if not tests:

@@ -41,12 +41,10 @@ class Task:
         self.extra_unit = extra_unit if self.extra else ""
         if self._bar is not None:
             bar, task = self._bar
-            left = self.seconds_left()
-            told = "" if left is None else f", {duration(left)} left"
-            bar.update(task, completed=self.done, note=self._rates() + told)
+            bar.update(task, completed=self.done, note=self._rates() + self._left())
         elif not self.console.quiet and time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
-            self.console.say(self._line())
+            self.console.say(f"{self._so_far()}, {self._rates()}{self._left()}")
 
     def _rates(self) -> str:
         elapsed = max(time.monotonic() - self.started, 1e-9)
@@ -56,27 +54,24 @@ class Task:
             note = f"{elapsed / count:.1f} s/{self.unit.removesuffix('s')}"
         return note + (f", {self.extra / elapsed:.0f} {self.extra_unit}/s" if self.extra_unit else "")
 
-    def _line(self) -> str:
+    def _so_far(self) -> str:
         of = f"/{self.total}" if self.total is not None else ""
-        left = self.seconds_left()
-        told = "" if left is None else f", {duration(left)} left"
-        return f"{self.label}: {self.done}{of} {self.unit}, {self._rates()}{told}"
+        return f"{self.label}: {self.done}{of} {self.unit}"
 
-    def seconds_left(self) -> float | None:
-        """The time that the rest takes at the rate so far; None where so little is done that it says nothing."""
+    def _left(self) -> str:
+        """The time that the rest takes at the rate so far; nothing where so little is done that it says nothing."""
         count = self.done - self.first
         if not self.total or count < max(2, min(64, 0.05 * (self.total - self.first))):
-            return None
-        return (time.monotonic() - self.started) / count * (self.total - self.done)
+            return ""
+        seconds = (time.monotonic() - self.started) / count * (self.total - self.done)
+        return f", {duration(seconds)} left"
 
     def _watch(self, over: threading.Event) -> None:
         """Say now and then that work goes on where none of it is finished yet."""
         while not over.wait(SILENT_SECONDS / 4):
             if time.monotonic() - self._said >= SILENT_SECONDS:
                 self._said = time.monotonic()
-                of = f"/{self.total}" if self.total is not None else ""
-                since = duration(time.monotonic() - self.started)
-                self.console.say(f"{self.label}: {self.done}{of} {self.unit}, at work for {since}")
+                self.console.say(f"{self._so_far()}, at work for {duration(time.monotonic() - self.started)}")
 
 
 def duration(seconds: float) -> str:

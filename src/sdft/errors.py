@@ -73,12 +73,18 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else many}"
 
 
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for names that are close or hold the word, else all options in order, if there are any."""
+def suggestion(word: str, options: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for names that are close or hold the word; empty where none does."""
     names = list(options)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if not close and len(word) >= LONG_ENOUGH:
         close = [name for name in names if word in name][:3]
     if close:
         return f"; did you mean {' or '.join(repr(name) for name in close)}?"
-    return f"; there are: {', '.join(names)}" if names else ""
+    return ""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """As `suggestion`; where none is close all options, in their order, if there are any."""
+    names = list(options)
+    return suggestion(word, names) or (f"; there are: {', '.join(names)}" if names else "")

@@ -42,7 +42,7 @@ def forecasts(recipe: Recipe) -> list[str]:
         absent = benchmark.unfetched()
         told = f"{absent}. `sdft run` tries to fetch it" if absent else None
         told = told or benchmark.forecast(models, recipe.evaluate.sampling)
-        lines += [f"benchmark '{benchmark.label or benchmark.name}': {told}"] if told else []
+        lines += [f"benchmark '{benchmark.called}': {told}"] if told else []
     return lines
 
 
@@ -98,7 +98,7 @@ def _lacking_data(data: DataConfig | None) -> list[str]:
 
 
 def _lacking_benchmarks(benchmarks: Iterable[AnyBenchmark]) -> list[str]:
-    return [f"benchmark '{b.label or b.name}': {what}" for b in benchmarks for what in b.missing()]
+    return [f"benchmark '{b.called}': {what}" for b in benchmarks for what in b.missing()]
 
 
 def _lacking_trackers(names: Iterable[str]) -> list[str]:
@@ -149,7 +149,7 @@ def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
         try:
             benchmark.examples()
         except SdftError as error:
-            found.append(f"benchmark '{benchmark.label or benchmark.name}': {error}")
+            found.append(f"benchmark '{benchmark.called}': {error}")
     return found
 
 

@@ -141,7 +141,7 @@ def _refuse_other_data(recipe: Recipe, run_dir: RunDir, anew: set[str]) -> None:
         read.append((recipe.data, run_dir / SOURCES, "data"))
     for benchmark in recipe.evaluate.benchmarks:
         if isinstance(benchmark, OwnDataset):
-            label = benchmark.label or benchmark.name
+            label = benchmark.called
             found = run_dir.path.glob(f"eval/*/{label}/{Path(SOURCES).name}")
             read += [(benchmark.data, known, "eval") for known in sorted(found)]
     for config, known, stage in read:

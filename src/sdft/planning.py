@@ -204,7 +204,7 @@ def _evaluating(
         return
     prompter = open_prompter(recipe.prompt, recipe.evaluate.engine, recipe.model)
     for benchmark in recipe.evaluate.benchmarks:
-        label, examples = benchmark.label or benchmark.name, benchmark.examples()
+        label, examples = benchmark.called, benchmark.examples()
         if isinstance(benchmark, HarnessBenchmark) or not examples:
             yield f"evaluate: {label}: {len(examples):,} rows for each of {models} models"
             continue

@@ -429,7 +429,7 @@ def _jinja(text: str, values: Mapping[str, Any]) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """As that of `errors`, but a name that holds the whole word comes goes first."""
+    """As that of `errors`, but a name that holds the whole word goes first."""
     names = sorted(options)
     holding = [name for name in names if word in name]
     return f"; did you mean '{holding[0]}'?" if holding else errors.did_you_mean(word, names)

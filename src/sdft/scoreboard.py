@@ -40,7 +40,7 @@ def score_rows(recipe: Recipe, run: Path) -> tuple[list[str], list[list[str]]]:
     models = [SEED, *recipe.methods]
     rows = []
     for benchmark in recipe.evaluate.benchmarks:
-        label = benchmark.label or benchmark.name
+        label = benchmark.called
         for name, metric in benchmark.metrics().items():
             keys = [(label, name, model) for model in models]
             if any(key in scores for key in keys):

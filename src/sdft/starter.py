@@ -224,7 +224,7 @@ def written(seen: Look, model: str, path: Path) -> str:
     if seen.held_out:
         data += ["  shuffle: true             # before the split is cut, so that the test below is like the rest"]
         data += [f"  split: train[{seen.held_out}:]       # the first {seen.held_out} are kept for the test"]
-        own = {**seen.data, "shuffle": "true", "split": f"train[:{seen.held_out}]"}
+        own = {**seen.data, "shuffle": True, "split": f"train[:{seen.held_out}]"}
         config = "\n".join(f"        {key}: {_plain(value)}" for key, value in own.items())
         test = f"""
     # The rows that were kept from training: the share of replies that pass the check.
@@ -283,8 +283,8 @@ def _plain(value: Any) -> str:
     """A value in YAML, on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_plain(key)}: {_plain(item)}" for key, item in value.items()) + "}"
-    if value in ("true", "false"):
-        return str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     text = str(value)
     bare = re.fullmatch(r"[\w./@-]+", text) is not None and yaml.safe_load(text) == text
     return text if bare else json.dumps(text, ensure_ascii=False)

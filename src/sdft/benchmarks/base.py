@@ -55,6 +55,11 @@ class Benchmark(Settings):
     template: str | None = None
     """A template name or jinja string in place of the benchmark's own or the recipe's `prompt.infer`."""
 
+    @property
+    def called(self) -> str:
+        """What it is called in a run: its folder under `eval/<model>/`."""
+        return self.label or str(getattr(self, "name", ""))
+
     def examples(self) -> list[Example]:
         """The rows, each with an id that stays the same from run to run. Raises BenchmarkError or DataError."""
         raise NotImplementedError(f"{type(self).__name__} must say which rows it has")
@@ -211,8 +216,7 @@ class JudgedBenchmark(DatasetBenchmark):
         rows = [(example, by_id[example.id]) for example in examples if example.id in by_id]
         asked = [self.questions(example, prediction.predict) for example, prediction in rows]
         everything = [question for questions in asked for question in questions]
-        name = self.label or str(getattr(self, "name", ""))
-        found, notes = ask(self.judge_model, everything, folder, console, f"{model} on {name}")
+        found, notes = ask(self.judge_model, everything, folder, console, f"{model} on {self.called}")
         read = {question: judgement.label for question, judgement in found.items() if judgement.label is not None}
         whole = [index for index, questions in enumerate(asked) if all(question in read for question in questions)]
         return self.judged(

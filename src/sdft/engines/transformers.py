@@ -66,9 +66,8 @@ class TransformersSettings(Settings):
             return TransformersEngine(self, model)
         shared = self.max_batch_size == "auto" and not gpus  # each would take all memory that is free for its own
         rows = MOST_ROWS["cpu"] if shared else self.max_batch_size
-        return open_processes(
-            self.model_copy(update={"replicas": 1, "max_batch_size": rows}), model, count, self.window
-        )
+        each = self.model_copy(update={"replicas": 1, "max_batch_size": rows})
+        return open_processes(each, model, count, each.window)
 
 
 @dataclass(slots=True)

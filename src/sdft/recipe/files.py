@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sdft.benchmarks.dataset import written_out
-from sdft.errors import RecipeError, did_you_mean
+from sdft.errors import RecipeError, suggestion
 from sdft.records import named
 
 NAMED = (
@@ -105,8 +105,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Place]]:
         finally:
             loader.dispose()
     except FileNotFoundError:
-        meant = did_you_mean(str(path), recipe_files())
-        told = meant if "did you mean" in meant else "; `sdft list recipes` shows those that come with sdft"
+        told = suggestion(str(path), recipe_files()) or "; `sdft list recipes` shows those that come with sdft"
         raise RecipeError(f"{path}: no such recipe{told}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from None

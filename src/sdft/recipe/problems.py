@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from sdft.data.config import DataConfig
-from sdft.errors import did_you_mean
+from sdft.errors import did_you_mean, suggestion
 from sdft.models import ModelConfig
 from sdft.prompts import PromptConfig
 from sdft.prompts import problems as template_problems
@@ -133,8 +133,7 @@ def explain(item: Any) -> str:
         return f"{key}: no '{context['tag']}'{did_you_mean(context['tag'], names)}"
     if kind == "literal_error":
         names = [name.strip(" '") for name in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        meant = did_you_mean(str(item["input"]), names)
-        return f"{key}: {item['input']!r} is none of {', '.join(names)}{meant if 'did you mean' in meant else ''}"
+        return f"{key}: {item['input']!r} is none of {', '.join(names)}{suggestion(str(item['input']), names)}"
     if kind == "value_error":
         return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
     if kind in ("tuple_type", "list_type") and isinstance(item["input"], str):

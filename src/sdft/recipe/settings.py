@@ -106,16 +106,14 @@ class EvaluateConfig(Settings):
     @field_validator("benchmarks")
     @classmethod
     def _unique(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [benchmark.label or benchmark.name for benchmark in value]
+        names = [benchmark.called for benchmark in value]
         for name in sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"'{name}' stands twice; give one of them another `label`")
         return value
 
     @model_validator(mode="after")
     def _decoding_suits(self) -> EvaluateConfig:
-        found = [
-            f"'{b.label or b.name}': {why}" for b in self.benchmarks for why in b.conflicts(b.sampling or self.sampling)
-        ]
+        found = [f"'{b.called}': {why}" for b in self.benchmarks for why in b.conflicts(b.sampling or self.sampling)]
         if found:
             raise ValueError(f"benchmarks: {'; '.join(found)}")
         return self

@@ -218,7 +218,7 @@ def _write_shift(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
     pairs = {
         (model, label): _reply_pairs(recipe, run, model, label)
         for model in recipe.methods
-        for label in (benchmark.label or benchmark.name for benchmark in recipe.evaluate.benchmarks)
+        for label in (benchmark.called for benchmark in recipe.evaluate.benchmarks)
     }
     notes = [f"analyze: {metric} of replies not measured: {why}" for metric, why in missing_packages().items()]
     with JsonlWriter(path) as writer:

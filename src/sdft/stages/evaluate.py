@@ -62,7 +62,7 @@ def evaluate(
                 continue
             flying[example.id] = example, thinking.opens(prompt.text)
             yield Request(
-                example.id, prompt.text, seed_for(seed, "eval", label_of(benchmark), example.id), prompt.stop,
+                example.id, prompt.text, seed_for(seed, "eval", benchmark.called, example.id), prompt.stop,
                 shared, prompt.messages,
             )  # fmt: skip
 
@@ -125,11 +125,6 @@ def _judged(
     )
 
 
-def label_of(benchmark: AnyBenchmark) -> str:
-    """What a benchmark is called in a run: its folder under `eval/<model>/`."""
-    return benchmark.label or benchmark.name
-
-
 def tuned_model(recipe: Recipe, run: RunDir, model: str) -> ModelConfig:
     """The seed model, or what `train/<method>` holds: an adapter on the seed, or a whole model."""
     return recipe.model if model == SEED else trained(recipe.model, run / f"train/{model}")
@@ -141,7 +136,7 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
     notes: list[str] = []
     for benchmark in recipe.evaluate.benchmarks:  # before the engine holds the model's memory
         if isinstance(benchmark, HarnessBenchmark):
-            path = run / f"eval/{model}/{label_of(benchmark)}/predictions.jsonl"
+            path = run / f"eval/{model}/{benchmark.called}/predictions.jsonl"
             write_jsonl(path, benchmark.measure(config, path.parent, console))
             notes += _write_scores(benchmark, model, None, path, benchmark.examples())
     with ExitStack() as stack:
@@ -150,7 +145,7 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
             if isinstance(benchmark, HarnessBenchmark):
                 continue
             sampling = benchmark.sampling or recipe.evaluate.sampling
-            path = run / f"eval/{model}/{label_of(benchmark)}/predictions.jsonl"
+            path = run / f"eval/{model}/{benchmark.called}/predictions.jsonl"
             sources = path.with_name(Path(SOURCES).name)
             if isinstance(benchmark, OwnDataset) and not sources.exists():
                 write_jsonl(sources, source_files(benchmark.data))  # before the rows are read: a later change must show
@@ -165,7 +160,7 @@ def run_evaluate(recipe: Recipe, run: RunDir, model: str, console: Console) -> l
                     values: dict[str, dict[str, float]] = {}
                     if isinstance(benchmark, Drift) and model != SEED:
                         values = _divergences(recipe, run, benchmark, examples, sampling, prompter, engine, console)
-                    label = f"{model} on {label_of(benchmark)}"
+                    label = f"{model} on {benchmark.called}"
                     counted = path.with_name("requests.txt")
                     counting = engine.counting(counted) if isinstance(engine, OpenAIEngine) else nullcontext()
                     with counting, console.task(label, total=len(examples), done=len(done)) as task:
@@ -191,7 +186,7 @@ def _add_further(
     values, notes = benchmark.further(model, examples, predictions, path.parent, console)
     if benchmark.JUDGED:
         write_jsonl(path, (_with_further(p, benchmark.JUDGED, values.get(p.id, {})) for p in predictions))
-    return [f"{model} on {label_of(benchmark)}: {note}" for note in notes]
+    return [f"{model} on {benchmark.called}: {note}" for note in notes]
 
 
 def _with_further(prediction: Prediction, judged: Sequence[str], values: Mapping[str, float]) -> Prediction:
@@ -213,7 +208,7 @@ def _divergences(
 
     All rows are measured anew after an interruption. Empty where the engine gives no distributions.
     """
-    said = {p.id: p.predict for p in read_jsonl(run / f"eval/{SEED}/{label_of(drift)}/predictions.jsonl", Prediction)}
+    said = {p.id: p.predict for p in read_jsonl(run / f"eval/{SEED}/{drift.called}/predictions.jsonl", Prediction)}
     missing = [example.id for example in examples if example.id not in said]
     if missing:
         raise RunError(
@@ -256,7 +251,7 @@ def _write_scores(
         asked = (example.model_copy(update={"meta": {}}) for example in examples)
         write_jsonl(path.with_name("examples.jsonl"), asked)
     predictions, metrics = benchmark.combine(replies), benchmark.metrics()
-    label = label_of(benchmark)
+    label = benchmark.called
     failed = Counter(p.verdict.reason for p in replies if p.finish == "error")
     cut = sum(p.finish == "length" for p in replies)
     notes = [*benchmark.notes(replies)]
@@ -309,7 +304,7 @@ def run_compare(recipe: Recipe, run: RunDir, console: Console) -> list[str]:
         pairs.append(("sdft", "sft"))
     comparisons: list[Comparison] = []
     for benchmark in recipe.evaluate.benchmarks:
-        label = label_of(benchmark)
+        label = benchmark.called
         for model, baseline in pairs:
             rows, others = (
                 benchmark.combine(list(read_jsonl(run / f"eval/{name}/{label}/predictions.jsonl", Prediction)))
