@@ -293,22 +293,18 @@ class Servers:
         )
 
     async def _send(self, server: Server, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
-        asked, extra = server.client, dict(body)
         name = next(self._names)
-        headers = {"X-Request-Id": name}
         try:
             async with asyncio.timeout(self.settings.timeout):
-                if endpoint == "chat":
-                    turns = await asked.chat.completions.with_raw_response.create(
-                        model=self.model, messages=extra.pop("messages"), extra_body=extra, extra_headers=headers
-                    )
-                    content, named = turns.content, turns.headers.get("x-request-id")
-                else:
-                    text = await asked.completions.with_raw_response.create(
-                        model=self.model, prompt=extra.pop("prompt"), extra_body=extra, extra_headers=headers
-                    )
-                    content, named = text.content, text.headers.get("x-request-id")
-                answer = Answer.model_validate_json(content)
+                # Not by the client's own methods for the two: they walk through every message to rename fields that
+                # need none, a sixth of all that a request costs here.
+                got = await server.client.post(
+                    "/chat/completions" if endpoint == "chat" else "/completions",
+                    cast_to=httpx2.Response,
+                    body={"model": self.model, **body},
+                    options={"headers": {"X-Request-Id": name}, "security": {"bearer_auth": True}},
+                )
+                answer, named = Answer.model_validate_json(got.content), got.headers.get("x-request-id")
                 if others := {*_OWN_NAME.findall(f"{named} {answer.id}")} - {name}:
                     raise _Failed(f"{server.url}: the answer is that to another request ({others.pop()}, not {name})")
                 return answer
