@@ -9,7 +9,7 @@ DATA := $(or $(SDFT_DATA_DIR),$(abspath ../shared/data/reference):$(abspath ../s
 VLLM := .venv-vllm
 WORKERS ?= 2
 
-.PHONY: demo test vllm-test ray-test sandbox browser check bench reference-smoke results picture docs clean
+.PHONY: demo test vllm-test ray-test trackers-test sandbox browser check bench reference-smoke results picture docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/sdft run recipes/demo.yaml
@@ -40,6 +40,11 @@ check: $(INSTALLED)
 ray-test: $(INSTALLED)
 	$(BIN)/pip install -q -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest tests/test_engine_ray.py
+
+# Each tracker of trainings with files on this machine. Not in `make test`: the packages draw dozens of others.
+trackers-test: $(INSTALLED)
+	$(BIN)/pip install -q -c constraints.txt mlflow-skinny tensorboard wandb
+	$(BIN)/python -m pytest tests/test_trackers.py
 
 bench: $(INSTALLED)
 	SDFT_DATA_DIR="$(DATA)" $(BIN)/python bench/run.py
@@ -82,6 +87,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 docs: $(VENV)/.docs
 	$(BIN)/python docs/site/commands.py
 	$(BIN)/python docs/site/keys.py
+	$(BIN)/python docs/site/schemas.py
 	$(BIN)/python docs/site/pictures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -136,7 +136,7 @@ def test_a_long_example_is_named(model: ModelConfig) -> None:
 
 def trainer_of(model: ModelConfig, folder: Path, rows: Rows, **changes: Any) -> Any:
     spent = {"seconds": 0.0, "trained_tokens": 0}
-    return open_trainer(rows, model, settings(**changes), load_tokenizer(model), folder, 0, spent)
+    return open_trainer(rows, model, settings(**changes), load_tokenizer(model), folder, 0, spent, "run-sft")
 
 
 def summed_losses(plain: Any, rows: Rows) -> list[float]:

@@ -26,6 +26,7 @@ from sdft.training.checkpoints import claim
 from sdft.training.ranks import leader_first, rank, world_size
 from sdft.training.rows import TrainingPair, pairs_sha256, replies_to_learn, tokenize
 from sdft.training.setup import open_trainer, refuse
+from sdft.training.trackers import tracked, training_name
 
 if TYPE_CHECKING:
     import torch
@@ -143,8 +144,8 @@ def train_model(
     with leader_first():
         resumed = claim(work / "checkpoints", inputs)
     checkpoint, spent = resumed or (None, {"seconds": 0.0, "trained_tokens": 0})
-    trainer = open_trainer(rows, model, config, tokenizer, work / "checkpoints", seed, spent)
-    with full_disk_told(work):
+    trainer = open_trainer(rows, model, config, tokenizer, work / "checkpoints", seed, spent, training_name(out))
+    with full_disk_told(work), tracked(trainer, config.report_to, out, fresh=checkpoint is None):
         _train(trainer, checkpoint, f"train {method}", console)
 
     result = TrainResult(

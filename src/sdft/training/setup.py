@@ -43,8 +43,11 @@ def open_trainer(
     folder: Path,
     seed: int,
     spent: dict[str, Any],
+    name: str,
 ) -> SupervisedTrainer:
     """A trainer over `rows`, with its model loaded; `folder` is for checkpoints, `spent` from the last of them.
+
+    `name` is what trackers call the training.
 
     Raises ModelError where the model cannot be loaded or has no such modules as LoRA is asked for.
     """
@@ -73,7 +76,7 @@ def open_trainer(
         logging_steps=config.logging_steps,
         save_steps=config.save_steps,
         report_to=list(config.report_to) or "none",
-        run_name=_name(folder),
+        run_name=name,
         seed=seed,
         data_seed=seed,
         use_cpu=device.type == "cpu",
@@ -107,12 +110,6 @@ def open_trainer(
             f"train.lora.target_modules: {config.lora.target_modules!r} does not fit {model.name}, whose modules are "
             f"{', '.join(modules)}; or use all-linear"
         ) from None
-
-
-def _name(checkpoints: Path) -> str:
-    """What trackers call a training: `mine-sdft`, for `mine/train/.sdft.part/checkpoints`."""
-    *_, run, _, part, _ = ("", "", "", *checkpoints.absolute().parts)
-    return f"{run}-{part.removeprefix('.').removesuffix('.part')}"
 
 
 def _peft(lora: LoraConfig | None, model: ModelConfig) -> Any:
