@@ -52,6 +52,11 @@ def test_the_page_of_keys_is_what_the_schema_says() -> None:
     assert all(f"\n### {name}\n" in page for name in [*members(AnyCheck), *members(AnyBenchmark), *members(AnyEngine)])
 
 
+def test_the_pages_of_the_reports_data_are_what_the_classes_say() -> None:
+    for name, text in module("schemas").pages().items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, "run `python docs/site/schemas.py`"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_on_a_page_have_the_options_that_are_shown(page: Path) -> None:
     lines = [line for text in fences(page, "bash") for line in text.splitlines()]

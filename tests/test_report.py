@@ -36,7 +36,7 @@ from sdft.errors import RunError
 from sdft.records import CandidateVerdict, Choice, Comparison
 from sdft.report import charts, units
 from sdft.report.parts import Selection, Training
-from sdft.report.schema import Report, document
+from sdft.report.schema import Report
 from sdft.report.source import read_run
 from sdft.report.text import HIDDEN, excerpt, markdown, visible, word_diff
 from sdft.rundir import RunDir, read_json, write_json, write_jsonl
@@ -279,13 +279,6 @@ def test_json_keeps_the_stored_numbers_and_its_schema(demo: Path) -> None:
     assert again.selection is not None and again.selection.refused == {"number_differs": 60, "leak": 60, "cut_off": 60}
     assert len(again.training["sft"].loss) == 76
     assert len(DIFFERENCES) == sum(len(r.differences) for t in again.benchmarks for r in t.metrics)
-
-
-def test_documented_schema_is_current() -> None:
-    path = Path(__file__).parent.parent / "docs" / "report.json.schema.md"
-    assert path.read_text(encoding="utf-8") == document(), (
-        "write it anew: python -c 'from sdft.report.schema import document; print(document(), end=\"\")'"
-    )
 
 
 def test_the_same_files_give_the_same_report(demo: Path) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from helpers_report import demo_run, recipe, write_manifest
+from helpers_report import OK, demo_run, recipe, write_manifest
 from sdft import cli
 from sdft.comparing import compare_runs, sort_arguments
 from sdft.errors import RecipeError, RunError
+from sdft.records import Prediction
 from sdft.report import charts
 from sdft.report.compare import Comparison, compare, render_html, render_markdown
 from sdft.report.text import HIDDEN
+from sdft.rundir import write_jsonl
 from test_report import NASTY, Page, change_comparison, nasty_run
 
 
@@ -38,7 +40,7 @@ def test_settings_scores_and_picture_of_all_runs(runs: list[Path]) -> None:
     html = render_html(made)
     page = Page(html)
     words = page.words.replace("\N{NO-BREAK SPACE}", " ")
-    for shown in ("short: SDFT", "long: Vanilla fine-tuning", "train.epochs", "+35.0", "+25.0 to +45.0", "not tested"):
+    for shown in ("short: SDFT", "long: Vanilla fine-tuning", "train.epochs", "+35.0", "+25.0 to +45.0"):
         assert shown in words, shown
     heads = words.split("Scoreboard", 1)[1].split("Task:")[0]
     assert heads.count("Seed") == 1  # alike in both runs
@@ -87,6 +89,67 @@ def test_untrusted_text_stays_text(tmp_path: Path) -> None:
     assert HIDDEN.search(html) is None
     assert "<script>alert(1)</script>" in page.words
     assert "<script" not in render_markdown(made) and NASTY not in render_markdown(made)
+
+
+def replies(folder: Path, right: dict[str, int], rows: int = 40) -> None:
+    """Predictions of the task in which the first rows are right."""
+    for model, number in right.items():
+        found = [
+            Prediction(
+                id=f"r{i}", label=str(i), predict=str(i) if i < number else "?", finish="stop", tokens=1, verdict=OK,
+                values={"accuracy": float(i < number)},
+            )
+            for i in range(rows)
+        ]  # fmt: skip
+        write_jsonl(folder / "eval" / model / "reasoning_gym" / "predictions.jsonl", found)
+
+
+def test_runs_are_compared_row_by_row(runs: list[Path]) -> None:
+    replies(runs[0], {"seed": 5, "sft": 20, "sdft": 10})
+    replies(runs[1], {"seed": 5, "sft": 22, "sdft": 25})
+    made = compare(runs)
+    pairs = {pair.difference.model: pair for pair in made.differences if pair.metric == "accuracy"}
+    assert set(pairs) == {"sft", "sdft"}  # the seeds are alike in every row
+    better, even = pairs["sdft"].difference, pairs["sft"].difference
+    assert (pairs["sdft"].run, pairs["sdft"].baseline_run, better.n) == ("long", "short", 40)
+    assert better.difference == pytest.approx(15 / 40) and better.significant and better.better
+    assert better.p_value == pytest.approx(2 * 0.5**15)  # fifteen rows gained, none lost
+    assert even.difference == pytest.approx(2 / 40) and not even.significant
+    words = Page(render_html(made)).words.replace("\N{NO-BREAK SPACE}", " ")
+    shown = words.split("Between the runs", 1)[1]
+    assert "SDFT: long \N{MINUS SIGN} short" in shown and "+37.5 points" in shown
+    assert "| **+37.5 points** |" in render_markdown(made).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_only_rows_that_both_were_asked_are_paired(runs: list[Path]) -> None:
+    replies(runs[0], {"sdft": 10}, rows=30)
+    replies(runs[1], {"sdft": 25})
+    [pair] = [pair for pair in compare(runs).differences if pair.benchmark == "reasoning_gym"]
+    assert pair.difference.n == 30 and pair.difference.difference == pytest.approx(15 / 30)
+
+
+def test_what_cannot_be_paired_is_told(runs: list[Path]) -> None:
+    replies(runs[0], {"sdft": 10})
+    replies(runs[1], {"sdft": 25})
+    path = runs[1] / "eval/sdft/reasoning_gym/predictions.jsonl"
+    text = path.read_text(encoding="utf-8")
+    for changed, why in (
+        (text.replace('"id":"r', '"id":"other'), "share no row"),
+        (text.replace('"label":"3"', '"label":"4"'), "other references"),
+        ("{}\n", "not a Prediction"),
+    ):
+        path.write_text(changed, encoding="utf-8")
+        made = compare(runs)
+        assert not [pair for pair in made.differences if pair.benchmark == "reasoning_gym"]
+        assert any(note.startswith("reasoning_gym: long and short") and why in note for note in made.notes), made.notes
+
+
+def test_runs_with_one_method_each_are_compared(tmp_path: Path) -> None:
+    folders = [demo_run(tmp_path / name, methods=(name,), rows=0) for name in ("sft", "sdft")]
+    for folder, right in zip(folders, (10, 25), strict=True):
+        replies(folder, {folder.name: right})
+    [pair] = [pair for pair in compare(folders).differences if pair.benchmark == "reasoning_gym"]
+    assert (pair.difference.model, pair.difference.baseline) == ("sdft", "sft")
 
 
 def test_the_frontier_is_what_no_other_point_beats() -> None:

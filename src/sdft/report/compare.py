@@ -1,6 +1,7 @@
 """Several runs side by side: what differs in their settings, their scores, and gain against forgetting of them all.
 
-Each value and difference is a run's own, over its own test rows. Differences between runs are not tested.
+Each value, and each difference from the seed, is a run's own. Between runs, each model is compared with the first run's
+row by row, on the test rows that both were asked.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdft.report import charts, units
+from sdft.report.between import RunDifference, between
 from sdft.report.facts import gather
 from sdft.report.figures import PALETTE, Figure, forgetting_of_all, tuned_points
-from sdft.report.page import Cell, assets, cell_of, decoding, environment
+from sdft.report.page import Cell, assets, cell_of, decoding, difference_cells, environment
 from sdft.report.parts import Role
 from sdft.report.schema import BenchmarkTable, Fact, MetricRow, Report
 from sdft.report.source import SEED, read_run
@@ -40,7 +42,10 @@ class Comparison(Fact):
     """`comparison.json`."""
 
     schema_version: Literal[1] = 1
+    """Raised when a field changes its meaning or goes; new fields do not raise it."""
     runs: tuple[ComparedRun, ...]
+    differences: tuple[RunDifference, ...]
+    """Of every later run from the first."""
     notes: tuple[str, ...]
     """What makes scores hard to compare."""
 
@@ -59,14 +64,16 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """Read the runs. Raises RunError where a folder is not there."""
     loaded = [read_run(folder) for folder in folders]
     reports = [gather(run) for run in loaded]
+    names = _names(folders, reports)
+    differences, gaps = between(loaded, reports, names)
     flat = [dict(_flat(run.recipe)) for run in loaded]
     keys = [key for key in dict.fromkeys(key for tree in flat for key in tree) if key.split(".")[0] not in UNTOLD]
     differ = [key for key in keys if len({tree.get(key) for tree in flat}) > 1]
     runs = tuple(
         ComparedRun(name=name, folder=str(folder), settings={key: tree.get(key) for key in differ}, report=report)
-        for name, folder, tree, report in zip(_names(folders, reports), folders, flat, reports, strict=True)
+        for name, folder, tree, report in zip(names, folders, flat, reports, strict=True)
     )
-    return Comparison(runs=runs, notes=tuple(_notes(runs)))
+    return Comparison(runs=runs, differences=tuple(differences), notes=(*_notes(runs), *gaps))
 
 
 def _names(folders: Sequence[Path], reports: Sequence[Report]) -> list[str]:
@@ -94,8 +101,8 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
     yield (
-        "Each difference is from the run's own seed model, over the run's own test rows. Differences between runs are "
-        "not tested: where two intervals overlap, do not take one run for the better."
+        "In the scoreboard each difference is from the run's own seed model, over the run's own test rows. Between the "
+        "runs, each model is compared with the first run's, over the test rows that both were asked."
     )
     for what in ("seed_model", "dataset"):
         if len({getattr(run.report, what) for run in runs}) > 1:
@@ -232,6 +239,7 @@ def render_html(made: Comparison) -> str:
         assets=assets(),
         columns=columns(made),
         boards=list(boards(made)),
+        pairs=[(pair, *difference_cells(pair.difference, pair.unit)) for pair in made.differences],
         figures=[(figure, Markup(figure.svg)) for figure in figures(made)],
         keys=list(made.runs[0].settings),
     )  # fmt: skip
@@ -257,6 +265,17 @@ def render_markdown(made: Comparison) -> str:
             lines.append(f"| {markdown(line.label)}, {markdown(line.name)} | {' | '.join(cells)} |")
     lines += ["", "In brackets: 95 % intervals; then the paired difference from the seed, bold where its interval"]
     lines += ["excludes 0.", ""]
+    if made.differences:
+        lines += [
+            "| between the runs | benchmark | metric | difference | 95 % interval | rows |",
+            "|---|---|---|---:|---:|---:|",
+        ]
+    for pair in made.differences:
+        shown_as, span, _, mark = difference_cells(pair.difference, pair.unit)
+        what = f"**{shown_as}**" if mark else shown_as
+        named = f"{markdown(pair.models)} | {markdown(pair.benchmark)} | {markdown(pair.metric_name)}"
+        lines.append(f"| {named} | {what} | {span} | {pair.difference.n:,} |")
+    lines += [""] * bool(made.differences)
     lines += [f"- {markdown(note)}" for note in made.notes]
     return "\n".join(lines) + "\n"
 

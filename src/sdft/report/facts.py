@@ -178,7 +178,7 @@ def _row(run: Run, metric: str, models: list[ModelScores]) -> MetricRow:
             model: Value(value=finite(s.value), low=finite(s.low), high=finite(s.high), n=s.n)
             for model, s in scores.items()
         },
-        differences=tuple(_difference(c, better) for c in pairs),
+        differences=tuple(difference_of(c, better) for c in pairs),
     )
 
 
@@ -186,7 +186,8 @@ FEWEST = 20
 """Rows under which no difference is called one: an interval from fewer claims more than it knows."""
 
 
-def _difference(comparison: Comparison, better: str) -> Difference:
+def difference_of(comparison: Comparison, better: str) -> Difference:
+    """A stored comparison with what may be said of it."""
     low, high = finite(comparison.low), finite(comparison.high)
     apart = low is not None and high is not None and (low > 0 or high < 0)
     significant = apart and comparison.n >= FEWEST

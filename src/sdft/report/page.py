@@ -259,12 +259,19 @@ def _comparisons(report: Report) -> Iterator[tuple[str, str, str, str, str, str,
                     f"{display(pair.model)} {units.MINUS} {display(pair.baseline)}",
                     table.label,
                     metric_name(row),
-                    units.difference(pair.difference, row.unit),
-                    _signed_interval(pair, row.unit),
-                    units.p_value(pair.p_value),
-                    _mark(pair),
+                    *difference_cells(pair, row.unit),
                     pair,
                 )
+
+
+def difference_cells(pair: Difference, unit: Unit) -> tuple[str, str, str, str]:
+    """A paired difference as printed: difference, interval, p, mark."""
+    return (
+        units.difference(pair.difference, unit),
+        _signed_interval(pair, unit),
+        units.p_value(pair.p_value),
+        _mark(pair),
+    )
 
 
 # Analyses

@@ -202,20 +202,37 @@ class Report(Fact):
         return tuple(m for m in (SEED, *self.methods) if m in seen)
 
 
-def document() -> str:
-    """The schema as markdown, one table for each part."""
-    done: list[type[BaseModel]] = [Report]
-    lines = ["# report.json", "", (__doc__ or "").strip(), ""]
+REPORT_JSON = (__doc__ or "").strip()
+
+
+def document(root: type[BaseModel] = Report, intro: str = REPORT_JSON, told: type[BaseModel] | None = None) -> str:
+    """The schema of a file as markdown, one table for each part, but those of `told`, which has a page of its own.
+
+    `intro` begins with the file's name in backticks.
+    """
+    lines = [f"# {intro.split('`')[1]}", "", intro, ""]
     lines += ["Numbers that could not be computed are null. Intervals are at 95 %."]
-    for model in done:  # grows while it is walked
+    elsewhere = _tree(told) if told else []
+    for model in _tree(root):
+        if model in elsewhere:
+            continue
         doc = (model.__doc__ or "").strip().splitlines()[0]
         lines += ["", f"## {model.__name__}", "", doc, "", "| field | type | meaning |", "|---|---|---|"]
         for name, info in model.model_fields.items():
             kind = typing.get_type_hints(model)[name]
             meaning = " ".join((info.description or "").split())
             lines.append(f"| `{name}` | {_type_name(kind)} | {meaning} |")
-            done += [part for part in _parts(kind) if part not in done]
     return "\n".join(lines) + "\n"
+
+
+def _tree(root: type[BaseModel]) -> list[type[BaseModel]]:
+    """A model and all that it is made of, outer ones first."""
+    found = [root]
+    for model in found:  # grows while it is walked
+        kinds = typing.get_type_hints(model)
+        for part in (part for name in model.model_fields for part in _parts(kinds[name])):
+            found += [part] * (part not in found)
+    return found
 
 
 def _parts(kind: Any) -> list[type[BaseModel]]:
