@@ -27,11 +27,21 @@ def main() -> None:
         parser.add_argument(option)
     parser.add_argument("--port", type=int)
     parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--no-enable-chunked-prefill", action="store_true")
     parser.add_argument("--lora-modules", nargs="+", default=[])
     given = parser.parse_args()
     kind = os.environ.get("FAKE_VLLM", "well")
     if kind == "dies":
-        sys.stderr.write("\n".join(["much before", *("…" for _ in range(40)), "ValueError: no such architecture"]))
+        sys.stderr.write(
+            "\n".join(
+                [
+                    "much before",
+                    "KeyError: the cause",
+                    *("wreck" for _ in range(40)),
+                    "ValueError: no such architecture",
+                ]
+            )
+        )
         sys.exit(3)
     if kind == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -139,13 +139,25 @@ def test_a_server_that_dies_is_told_with_the_end_of_its_log(
     with pytest.raises(RunError, match="with exit code 3 before it answered") as told, sdft.serve(str(recipe)):
         pass
     assert str(told.value).endswith("  ValueError: no such architecture") and "much before" not in str(told.value)
+    assert "\n  KeyError: the cause\n  …\n  wreck\n" in str(told.value), "the first error is shown, too"
     monkeypatch.setenv("FAKE_VLLM", "ends")
     with (
         sdft.serve(str(recipe)) as server,
         pytest.raises(RunError, match=r"ended with exit code 1; (?s:.*)out of memory"),
     ):
         server.wait()
+    with pytest.raises(ValueError, match="asked in vain") as failed, sdft.serve(str(recipe)) as server:
+        server.process.wait()
+        raise ValueError("asked in vain")
+    assert "ended with exit code 1" in failed.value.__notes__[0] and "out of memory" in failed.value.__notes__[0]
     assert is_gone(notes()["child"])
+
+
+def test_on_a_processor_prompts_are_read_whole(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serving.Served(model, ModelConfig(name=str(model)), "m", {}, {})
+    for gpu, whole in ((None, True), (2**34, False)):
+        monkeypatch.setattr(serving, "free_memory", lambda _device, bytes_=gpu: bytes_)
+        assert ("--no-enable-chunked-prefill" in serving.serve_arguments(served, 1)) is whole
 
 
 def test_a_server_that_never_answers_is_stopped(recipe: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:

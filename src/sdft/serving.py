@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -118,7 +119,12 @@ def serve(
             )  # fmt: skip
         try:
             _wait_for(process, port, {served.name, *served.adapters}, log, patience)
-            yield Server(f"http://{HOST}:{port}/v1", served.models, log, process)
+            try:
+                yield Server(f"http://{HOST}:{port}/v1", served.models, log, process)
+            except Exception as error:  # often that nothing answers, as the server has died
+                if (code := process.poll()) is not None:
+                    error.add_note(f"vllm serve has ended{_why(code)}; the end of its log:\n{_tail(log)}")
+                raise
         finally:
             _stop(process)
 
@@ -150,6 +156,12 @@ def what_to_serve(recipe: Recipe, folder: Path, method: Method | None) -> Served
     return Served(resolve(seed), seed, seed.name, adapters, models)
 
 
+ERROR_LINE = re.compile(r"\b[A-Z]\w*(Error|Exception): .")
+"""How Python ends a traceback."""
+WHOLE_PROMPTS = "--no-enable-chunked-prefill"
+"""On a processor vLLM 0.32 dies of a sampled request with a seed whose prompt it reads in several pieces."""
+
+
 def vllm_command() -> list[str]:
     """The command that is vLLM. Raises RunError where there is none."""
     named = shlex.split(os.environ.get("SDFT_VLLM", ""))
@@ -172,6 +184,8 @@ def serve_arguments(served: Served, port: int) -> list[str]:
     arguments = ["serve", str(served.folder), "--host", HOST, "--port", str(port), "--served-model-name", served.name]
     if dtype := _dtype(served.config):
         arguments += ["--dtype", dtype]
+    if _on_cpu(served.config):
+        arguments.append(WHOLE_PROMPTS)
     if served.config.trust_remote_code:
         arguments.append("--trust-remote-code")
     if served.adapters:
@@ -181,11 +195,16 @@ def serve_arguments(served: Served, port: int) -> list[str]:
     return arguments
 
 
+def _on_cpu(config: ModelConfig) -> bool:
+    """Whether vLLM will compute on the processor, as far as can be known from outside."""
+    return guess_device(config.device) == "cpu" and free_memory("cuda") is None
+
+
 def _dtype(config: ModelConfig) -> str | None:
     """None leaves it to vLLM, which takes the weights' own; a processor without bfloat16 would have to emulate that."""
     if config.dtype != "auto":
         return config.dtype
-    if guess_device(config.device) != "cpu" or free_memory("cuda") is not None:
+    if not _on_cpu(config):
         return None
     import torch
 
@@ -263,5 +282,8 @@ def _why(code: int) -> str:
 
 
 def _tail(log: Path) -> str:
+    """The end of a log, after the first error in it, of which the end is often only the wreckage."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(f"  {line}" for line in lines[-TAIL:]) or "  (it said nothing)"
+    first = next((number for number, line in enumerate(lines) if ERROR_LINE.search(line)), len(lines))
+    shown = [*lines[first : first + 1], "…"] * (first < len(lines) - TAIL) + lines[-TAIL:]
+    return "\n".join(f"  {line}" for line in shown) or "  (it said nothing)"
