@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from helpers_hub import TOKEN, serving_hub
 from helpers_models import save_tiny_model
 from helpers_pipeline import write_data
 from sdft import export, pipeline
@@ -187,6 +190,55 @@ def test_push_makes_a_private_repository_and_uploads(run: Path, monkeypatch: pyt
         export.push(folder, "me/sums", "model", public=True)
     with pytest.raises(RunError, match="written user/name"):
         export.check_hub_name("sums")
+
+
+def told(hub: str, token: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command `sdft export`, with the hub at an address."""
+    away = {"HF_ENDPOINT": hub, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "sdft", "export", *arguments],
+        capture_output=True, text=True, check=False, env={**os.environ, **away},
+    )  # fmt: skip
+
+
+def test_the_client_itself_pushes_to_a_hub(run: Path, tmp_path: Path) -> None:
+    with serving_hub() as hub:
+        done = told(hub.address, TOKEN, str(run), "--out", str(tmp_path / "adapter"), "--push", "me/sums")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"pushed: {hub.address}/me/sums"
+        [made] = hub.created
+        assert (made["organization"], made["name"], made["visibility"]) == ("me", "sums", "private")
+        there = hub.files["models/me/sums"]
+        assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(there)
+        own = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+        assert there == {name: own[name] for name in there}
+        done = told(
+            hub.address, TOKEN, str(run), "--dataset", "--out", str(tmp_path / "d"), "--push", "me/d", "--public"
+        )
+        assert done.returncode == 0, done.stderr
+        assert (hub.created[1]["type"], hub.created[1]["visibility"]) == ("dataset", "public")
+        assert "README.md" in hub.files["datasets/me/d"]
+        refused = told(hub.address, "hf_wrong", str(run), "--out", str(tmp_path / "b"), "--push", "me/sums")
+    assert refused.returncode == 2 and "hf auth login" in refused.stderr and "Traceback" not in refused.stderr
+    assert "hf_wrong" not in refused.stderr
+    gone = told(hub.address, TOKEN, str(run), "--out", str(tmp_path / "c"), "--push", "me/sums")
+    assert gone.returncode == 2 and "cannot be reached" in gone.stderr and "Traceback" not in gone.stderr
+    assert (tmp_path / "c/README.md").is_file()
+
+
+def test_a_card_is_written_where_the_hub_cannot_be_asked_for_the_licence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    from sdft import cards
+    from sdft.models import ModelConfig
+
+    bare = save_tiny_model(tmp_path / "bare")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(cards, "resolve", lambda *_, **__: bare)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9"))
+    assert cards.licence_of(ModelConfig(name="org/somewhere")) is None
 
 
 def test_nothing_is_uploaded_unasked(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

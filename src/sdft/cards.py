@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from sdft.errors import ModelError
-from sdft.models import ModelConfig, resolve
+from sdft.models import ModelConfig, hub_errors, resolve
 from sdft.recipe import METHODS, Method, Recipe
 from sdft.rundir import file_sha256, read_json
 from sdft.scoreboard import score_rows
@@ -182,7 +182,7 @@ def licence_of(model: ModelConfig) -> str | None:
 
     try:
         data: Any = HfApi().model_info(model.name, timeout=5).card_data
-    except (OSError, ValueError):
+    except hub_errors():
         return None
     licence = getattr(data, "license", None)
     return licence if isinstance(licence, str) else None

@@ -17,7 +17,7 @@ from typing import Any
 
 from sdft import cards
 from sdft.errors import ModelError, RunError
-from sdft.models import ModelConfig, load_model, load_tokenizer, resolve, trained
+from sdft.models import ModelConfig, hub_errors, load_model, load_tokenizer, resolve, trained
 from sdft.pipeline import find, is_run
 from sdft.recipe import Method, Recipe
 from sdft.rundir import read_json
@@ -89,7 +89,8 @@ def export_gguf(run: str, method: Method, out: Path | None, licence: str | None)
         )
         if done.returncode or not file.is_file():
             said = (done.stderr.strip() or done.stdout.strip() or "it wrote nothing").splitlines()[-1]
-            raise ModelError(f"{' '.join(command)}: cannot convert the model ({said})")
+            hint = "; the packages that it needs are in llama.cpp's requirements.txt" * ("No module named" in said)
+            raise ModelError(f"{' '.join(command)}: cannot convert the model ({said}){hint}")
         shutil.rmtree(whole)
         _write_card(part, cards.model_card(recipe, folder, method, "gguf", licence))
     return target
@@ -170,7 +171,7 @@ def push(folder: Path, name: str, kind: str, public: bool) -> str:
     try:
         address = api.create_repo(name, repo_type=kind, private=not public, exist_ok=True)
         api.upload_folder(folder_path=str(folder), repo_id=name, repo_type=kind, commit_message="Upload from sdft")
-    except (OSError, ValueError) as error:  # the hub's own errors are among them
+    except hub_errors() as error:
         what = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(
             f"--push {name}: the hub refuses it, or cannot be reached ({what}); log in with `hf auth login`, with a "

