@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--no-enable-chunked-prefill", action="store_true")
+    parser.add_argument("--lora-target-modules", nargs="+")
     parser.add_argument("--lora-modules", nargs="+", default=[])
     given = parser.parse_args()
     kind = os.environ.get("FAKE_VLLM", "well")

@@ -55,6 +55,9 @@ def recipe(model: Path, tmp_path: Path) -> Path:
     return path
 
 
+MODULES = {"sft": ["q_proj", "v_proj"], "sdft": ["k_proj", "q_proj"]}
+
+
 def leave_trained(recipe: Path, **ranks: int | None) -> Path:
     """A run's folder as training leaves it: an adapter of a rank, or, for None, a whole model."""
     resolved, folder = find(recipe)
@@ -65,7 +68,9 @@ def leave_trained(recipe: Path, **ranks: int | None) -> Path:
         trained.mkdir(parents=True)
         (trained / "training.json").write_text("{}", encoding="utf-8")
         if rank:
-            (trained / "adapter_config.json").write_text(json.dumps({"r": rank}), encoding="utf-8")
+            (trained / "adapter_config.json").write_text(
+                json.dumps({"r": rank, "target_modules": MODULES[method]}), encoding="utf-8"
+            )
     return folder
 
 
@@ -104,6 +109,7 @@ def test_the_adapters_of_a_run_are_served_with_it(recipe: Path, model: Path, not
     with sdft.serve(str(folder)) as server:
         given = notes()
         assert given["lora_modules"] == [f"{name}={folder}/train/{name}" for name in ("sdft", "sft")]
+        assert given["lora_target_modules"] == ["k_proj", "q_proj", "v_proj"]
         assert (given["enable_lora"], given["max_loras"], given["max_lora_rank"]) == (True, "2", "16")
         lines = server.lines()
         assert yaml.safe_load(lines)["evaluate"]["engine"]["models"] == {"sdft": "sdft", "sft": "sft"}
@@ -129,6 +135,7 @@ def test_what_cannot_be_served_is_told(recipe: Path, model: Path, tmp_path: Path
     tuned = Recipe(model=ModelConfig(name=str(model), adapter=str(adapter)), methods=())
     served = serving.what_to_serve(tuned, tmp_path / "none", None)
     assert served.models == {"seed": "seed"} and served.adapters == {"seed": adapter}
+    assert "--lora-target-modules" not in serving.serve_arguments(served, 1), "its adapter does not tell which"
     assert serving.serve_arguments(served, 1)[-3:] == ["64", "--lora-modules", f"seed={adapter}"]
 
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import yaml
 
-from sdft.engines.vllm import QUIET, lora_room
+from sdft.engines.vllm import QUIET, lora_modules, lora_room
 from sdft.errors import RunError
 from sdft.memory import free_memory, guess_device
 from sdft.models import ModelConfig, adapter_folder, pick_dtype, resolve
@@ -191,6 +191,8 @@ def serve_arguments(served: Served, port: int) -> list[str]:
     if served.adapters:
         rank = lora_room(served.adapters.values())
         arguments += ["--enable-lora", "--max-loras", str(len(served.adapters)), "--max-lora-rank", str(rank)]
+        if modules := lora_modules(served.adapters.values()):
+            arguments += ["--lora-target-modules", *modules]
         arguments += ["--lora-modules", *(f"{name}={path}" for name, path in served.adapters.items())]
     return arguments
 
