@@ -177,7 +177,8 @@ U, A, S = ({"role": role, "content": "x"} for role in ("user", "assistant", "sys
     [
         ({"instruction": "Hi", "output": ""}, "the reply is empty"),
         ({"instruction": " ", "output": "x"}, "the prompt is empty"),
-        ({"instruction": "Hi", "output": 5}, "column 'output' is a number, not text"),
+        ({"instruction": "Hi", "output": True}, "column 'output' is a truth value, not text"),
+        ({"instruction": "Hi", "output": float("nan")}, "column 'output' is a number, not text"),
         ({"instruction": None, "output": "x"}, "column 'instruction' is null, not text"),
         ({"instruction": "Hi", "output": "x", "input": ["a"]}, "column 'input' is a list, not text"),
         ({"instruction": "Hi", "output": "x", "history": [["a"]]}, "item 1 of 'history' is not [prompt, reply]"),

@@ -14,7 +14,7 @@ LAYERS = (
     {"errors", "records"},
     {
         *("rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox"),
-        *("length_control", "thinking"),
+        *("length_control", "thinking", "visible"),
     },
     {"memory"},
     {"engines"},

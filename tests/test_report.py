@@ -38,9 +38,10 @@ from sdft.report import charts, units
 from sdft.report.parts import Selection, Training
 from sdft.report.schema import Report
 from sdft.report.source import read_run
-from sdft.report.text import HIDDEN, excerpt, markdown, visible, word_diff
+from sdft.report.text import excerpt, markdown, word_diff
 from sdft.rundir import RunDir, read_json, write_json, write_jsonl
 from sdft.stages.report import build_report, run_report
+from sdft.visible import HIDDEN, visible
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

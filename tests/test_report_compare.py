@@ -15,8 +15,8 @@ from sdft.errors import RecipeError, RunError
 from sdft.records import Prediction
 from sdft.report import charts
 from sdft.report.compare import Comparison, compare, render_html, render_markdown
-from sdft.report.text import HIDDEN
 from sdft.rundir import write_jsonl
+from sdft.visible import HIDDEN
 from test_report import NASTY, Page, change_comparison, nasty_run
 
 

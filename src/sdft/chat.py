@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sdft import thinking
 from sdft.engines import Sampling
 from sdft.models import ModelConfig, load_model, load_tokenizer
 from sdft.prompts import Prompt, PromptConfig, Renderer
@@ -23,19 +24,25 @@ class Speaker:
         self.tokenizer: Any = load_tokenizer(config)
         self.renderer = Renderer(prompt, self.tokenizer)
         self.sampling, self.draw = sampling, random.Random(seed)
+        self.keeps_thoughts = prompt.thinking == "keep"
         self.turns: list[Message] = []
         eos = self.model.generation_config.eos_token_id
         self.end_ids = {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])}
         self.context: int = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
 
     def reply(self, text: str) -> Iterator[str]:
-        """Answer the user's text: yields the reply so far, a token more each time. It joins the conversation."""
+        """Answer the user's text: yields the reply so far, a token more each time. It joins the conversation.
+
+        What a thinking model thinks is told by its length alone, and does not join.
+        """
         self.turns.append(Message(role="user", content=text))
         said = ""
         try:
             prompt = self._prompt()
-            for said in self._stream(prompt):
-                yield said
+            opened = thinking.opens(prompt.text)
+            for text in self._stream(prompt):
+                thought, said = ("", text) if self.keeps_thoughts else thinking.split(text, opened)
+                yield f"(thought of {len(thought.split())} words)\n{said}" if thought else said
         finally:  # a reply that was broken off stands as far as it came; an empty one would not render
             if said.strip():
                 self.turns.append(Message(role="assistant", content=said.strip()))

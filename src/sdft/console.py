@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sdft.visible import visible
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -98,11 +100,11 @@ class Console:
     def say(self, text: str) -> None:
         """One line, unless quiet."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """One line, even when quiet."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {visible(text)}", file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, label: str, total: int | None = None, done: int = 0, unit: str = "rows") -> Iterator[Task]:
@@ -152,7 +154,7 @@ class Console:
         """Show texts that grow, a column for each name, on stdout; without a terminal, below one another at the end."""
         if not sys.stdout.isatty():
             for name, text in [{}, *states][-1].items():
-                print(f"{name}: {text.strip()}")
+                print(f"{name}: {visible(text.strip())}")
             return
         from rich.console import Console as RichConsole
         from rich.live import Live
@@ -164,5 +166,5 @@ class Console:
                 columns = Table(box=None, expand=True, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
                 for name in state:
                     columns.add_column(name, ratio=1, overflow="fold")
-                columns.add_row(*(Text(text.strip()) for text in state.values()))
+                columns.add_row(*(Text(visible(text.strip())) for text in state.values()))
                 live.update(columns)

@@ -66,7 +66,7 @@ def _packages() -> Iterator[Finding]:
         if there is None or not wanted.specifier.contains(there, prereleases=True):
             wrong.append(f"{wanted.name}{wanted.specifier} ({there or 'not installed'})")
     if wrong:
-        yield Finding("broken", f"packages: {', '.join(wrong)}", "pip install --upgrade sdft")
+        yield Finding("broken", f"packages: {', '.join(wrong)}", "pip install -e . where sdft was cloned")
     else:
         yield Finding("ok", f"packages: torch {_version('torch')}, transformers {_version('transformers')}")
 
@@ -131,7 +131,9 @@ def _extras() -> Iterator[Finding]:
         own = [r for r in wanted if r.marker and re.search(rf"extra == ['\"]{re.escape(extra)}['\"]", str(r.marker))]
         missing = [r.name for r in own if _version(r.name) is None]
         if missing:
-            yield Finding("missing", f"extra {extra}: {', '.join(missing)}", f"pip install 'sdft[{extra}]'")
+            yield Finding(
+                "missing", f"extra {extra}: {', '.join(missing)}", f"pip install -e '.[{extra}]' where sdft was cloned"
+            )
         else:
             yield Finding("ok", f"extra {extra}")
 

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from sdft.errors import RunError, did_you_mean
 from sdft.report import units
+from sdft.report.facts import gather
 from sdft.report.schema import BenchmarkTable, MetricRow, Report
-from sdft.report.source import SEED
+from sdft.report.source import SEED, read_run
 from sdft.report.verdict import display, metric_name
 
 Kind = Literal["loss", "gain"]
@@ -67,7 +68,12 @@ def _parsed(kind: Kind, text: str) -> Condition:
 
 
 def read_report(folder: Path) -> Report:
-    """The report of a run's folder. Raises RunError where there is none that can be read."""
+    """The numbers of a run's folder as they are now; where only its report is there, those of the report.
+
+    Raises RunError where there is none that can be read.
+    """
+    if (folder / "eval").is_dir():
+        return gather(read_run(folder))
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; `sdft run RECIPE` makes one")
     path = folder / "report" / "report.json"

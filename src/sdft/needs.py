@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sdft.benchmarks import AnyBenchmark, HarnessBenchmark
 from sdft.benchmarks.drift import Drift
-from sdft.data import unfetched
+from sdft.data import iter_examples, unfetched
 from sdft.data.config import DataConfig
+from sdft.data.files import is_data_file
 from sdft.engines import AnyEngine, AutoSettings, OpenAISettings, RaySettings, VLLMSettings
-from sdft.errors import ModelError, SdftError
+from sdft.errors import DataError, ModelError, SdftError, did_you_mean
 from sdft.models import ModelConfig, resolve
 from sdft.models import lacking as model_lacking
 from sdft.recipe import AnalyzeConfig, Recipe
 from sdft.rendering import needs_tokenizer
 
-TRACKERS = {"mlflow": "mlflow-skinny"}
-"""Trackers whose package has another name than what is imported."""
+TRACKERS = {
+    "mlflow": "mlflow-skinny", "wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio",
+    "comet_ml": "comet_ml", "swanlab": "swanlab", "clearml": "clearml", "codecarbon": "codecarbon",
+    "neptune": "neptune", "dvclive": "dvclive", "dagshub": None, "flyte": None, "azure_ml": None, "kubeflow": None,
+}  # fmt: skip
+"""What transformers can tell of a training, and the package to install for it; None: not by the name alone."""
+
+
+LOOKED_INTO = 2**26
+"""Bytes: data files up to here are looked into before a run, for some forms are read as a whole."""
 
 
 def lacking(recipe: Recipe) -> list[str]:
@@ -93,21 +103,33 @@ def _lacking_model(model: ModelConfig | None) -> list[str]:
 def _lacking_data(data: DataConfig | None) -> list[str]:
     from sdft.data import missing
 
-    found = missing(data) if data else None
+    found = (missing(data) or _unlike_its_format(data)) if data else None
     return [f"data: {found}"] if found else []
+
+
+def _unlike_its_format(data: DataConfig) -> str | None:
+    """Why the rows of a local file cannot be examples, as far as the first ones show; None where they can."""
+    path = Path(data.dataset)
+    if not (is_data_file(data.dataset) and path.is_file() and path.stat().st_size < LOOKED_INTO):
+        return None
+    try:
+        next(iter(iter_examples(data, [])), None)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _lacking_benchmarks(benchmarks: Iterable[AnyBenchmark]) -> list[str]:
     return [f"benchmark '{b.called}': {what}" for b in benchmarks for what in b.missing()]
 
 
-def _lacking_trackers(names: Iterable[str]) -> list[str]:
-    """Experiment trackers that are packages of the same name."""
-    return [
-        f"train.report_to: the package {name} is not installed: pip install {TRACKERS.get(name, name)}"
-        for name in names
-        if name in ("wandb", "mlflow", "tensorboard", "comet_ml", "trackio") and find_spec(name) is None
-    ]
+def _lacking_trackers(names: Iterable[str]) -> Iterator[str]:
+    """Trackers that transformers does not know, or whose package is not here."""
+    for name in names:
+        if name not in (*TRACKERS, "all"):
+            yield f"train.report_to: no tracker '{name}'{did_you_mean(name, TRACKERS)}"
+        elif (package := TRACKERS.get(name)) and find_spec(name) is None:
+            yield f"train.report_to: the package {name} is not installed: pip install {package}"
 
 
 def _unobtainable_data(recipe: Recipe) -> list[str]:

@@ -173,7 +173,7 @@ def vllm_command() -> list[str]:
     found = shutil.which("vllm") or (str(beside) if beside.is_file() else None)
     if found is None:
         raise RunError(
-            "there is no command `vllm`: pip install 'sdft[vllm]', or name another environment's, such as "
+            "there is no command `vllm`: pip install 'vllm>=0.32', or name another environment's, such as "
             "SDFT_VLLM=/opt/vllm/bin/vllm"
         )
     return [found]

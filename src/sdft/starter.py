@@ -7,7 +7,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sdft.checks.answer import words_of
 from sdft.checks.number import last_integer
 from sdft.data import BadRow, DataConfig, iter_examples
 from sdft.data.files import is_data_file, read_file
-from sdft.data.formats import Conversation, Flat, Layout, PromptCompletion, choose_layout
+from sdft.data.formats import ID_COLUMNS, Conversation, Flat, Layout, PromptCompletion, choose_layout
 from sdft.errors import DataError, ModelError, PromptError, RecipeError
 from sdft.models import load_tokenizer
 from sdft.prompts import Renderer, TurnsRenderer
@@ -39,6 +39,14 @@ MOST_HELD_OUT = 200
 FEW_LABELS = 10
 """So many different short answers, each given `FEW_TIMES` on average, are labels."""
 FEW_TIMES = 5
+TERSE_NUMBER = re.compile(r"\d\W*$")
+COMES_TO = re.compile(
+    r"(\b(is|are|was|be|equals|answer|total|result)\b|[=:#≈])[^\w\n]*\d[\d,]*[^\w\n]*$", re.IGNORECASE
+)
+"""The end of a reply that comes to a whole number: `… so the answer is $1,200.`, `#### 7`, `3 + 4 = 7`."""
+OTHERWISE = re.compile(r"[{\[]|(select|insert|update|delete|create|with)\b", re.IGNORECASE)
+"""How JSON and SQL begin."""
+CONTEXT_COLUMNS = ("context", "input", "passage", "document", "paragraph")
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 CHARS_PER_TOKEN = 3
 
@@ -68,6 +76,8 @@ class Look:
     bad: Sequence[BadRow]
     kind: Kind
     terse: bool
+    left_out: Sequence[str]
+    """Columns of text that no example uses."""
     max_length: int
     """Tokens that hold nearly every row, as far as its characters tell."""
 
@@ -111,6 +121,7 @@ def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
     """
     data: dict[str, Any] = {"dataset": dataset}
     layout = "as its registry says"
+    left_out: list[str] = []
     if columns:
         data |= {"format": "columns", "columns": dict(columns)}
         layout = ", ".join(f"{part} in column '{column}'" for part, column in columns.items())
@@ -119,7 +130,9 @@ def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
         if not isinstance(first, dict):
             raise DataError(f"{dataset}: no row of it is an object with columns, such as {{prompt: …, completion: …}}")
         guessed, found = _layout(first, dataset)
-        layout = _described(found)
+        layout = _described(found, first)
+        used = {value for value in _columns_of(found) if isinstance(value, str)} | set(ID_COLUMNS)
+        left_out = [str(name) for name, value in first.items() if isinstance(value, str) and name not in used]
         data |= {"columns": guessed} if guessed else {}
     bad: list[BadRow] = []
     rows = iter_examples(DataConfig(**data, on_bad_rows="skip"), bad)
@@ -131,7 +144,7 @@ def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
     lengths = sorted(sum(len(m.content) for m in e.messages) + 2 * len(e.reference) for e in examples)
     tokens = lengths[int(0.99 * (len(lengths) - 1))] / CHARS_PER_TOKEN
     room = next((length for length in LENGTHS if length >= tokens), LENGTHS[-1])
-    return Look(data, layout, examples, bad, _kind(examples, terse), terse, room)
+    return Look(data, layout, examples, bad, _kind(examples, terse), terse, left_out, room)
 
 
 def _layout(first: Mapping[str, Any], where: str) -> tuple[dict[str, str], Layout]:
@@ -139,7 +152,7 @@ def _layout(first: Mapping[str, Any], where: str) -> tuple[dict[str, str], Layou
     try:
         return {}, choose_layout("auto", {}, first, where)
     except DataError:
-        names = {str(name).lower(): str(name) for name, value in first.items() if isinstance(value, str)}
+        names = {str(name).lower(): str(name) for name, value in first.items() if isinstance(value, str | int | float)}
         prompt = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
         reply = next((names[name] for name in REPLY_COLUMNS if name in names), None)
         if prompt is None or reply is None:
@@ -149,17 +162,25 @@ def _layout(first: Mapping[str, Any], where: str) -> tuple[dict[str, str], Layou
                 "prompt=COLUMN,response=COLUMN"
             ) from None
         columns = {"prompt": prompt, "response": reply}
+        context = next((names[name] for name in CONTEXT_COLUMNS if name in names and names[name] != prompt), None)
+        columns |= {"query": context} if context else {}
         return columns, choose_layout("columns", columns, first, where)
 
 
-def _described(layout: Layout) -> str:
+def _columns_of(layout: Any) -> Iterable[Any]:
+    """What the fields of a layout say, column names among them."""
+    return (getattr(layout, part.name) for part in fields(layout))
+
+
+def _described(layout: Layout, first: Mapping[str, Any]) -> str:
     match layout:
         case Conversation():
             return f"conversations, in column '{layout.column}'"
         case PromptCompletion():
             return f"prompts in column '{layout.prompt}', replies in '{layout.completion}'"
         case Flat():
-            return f"prompts in column '{layout.prompt}', replies in '{layout.response}'"
+            more = f" and '{layout.query}'" if layout.query in first else ""
+            return f"prompts in column '{layout.prompt}'{more}, replies in '{layout.response}'"
     return type(layout).__name__
 
 
@@ -207,8 +228,11 @@ def _is_code(example: Example) -> bool:
 
 
 def _is_number(example: Example) -> bool:
-    text = example.reference
-    return last_integer(text) is not None and re.search(r"\d[^\w]*$", text) is not None
+    """Whether a reply is a number, or comes to one at its end, and is not something else that ends on one."""
+    text = example.reference.strip()
+    if last_integer(text) is None or "```" in text or OTHERWISE.match(text):
+        return False
+    return (TERSE_NUMBER if len(text.split()) <= TERSE else COMES_TO).search(text) is not None
 
 
 # The recipe
@@ -220,6 +244,8 @@ def written(seen: Look, model: str, path: Path) -> str:
     data = [f"  {key}: {_plain(value)}" for key, value in seen.data.items()]
     if seen.bad:
         data[-1] += f"   # {len(seen.bad)} rows are no examples, such as {_comment(seen.bad[0])}"
+    if seen.left_out:
+        data[-1] += f"   # not used: {', '.join(map(_column, seen.left_out))}"
     test = ""
     if seen.held_out:
         data += ["  shuffle: true             # before the split is cut, so that the test below is like the rest"]
@@ -236,7 +262,8 @@ def written(seen: Look, model: str, path: Path) -> str:
     tokens = 128 if seen.terse else 512
     elsewhere = "ifeval" + {"numbers": ", gsm8k", "code": ", humaneval", "calls": ", bfcl_simple"}.get(kind.name, "")
     return f"""\
-# Written by `sdft init`: {len(seen.examples)} rows were looked at: {seen.layout}; replies: {kind.name}.
+# Written by `sdft init`. {len(seen.examples)} rows were looked at; replies: {kind.name};
+# {seen.layout}.
 #
 #     sdft check {path} --data     everything that is wrong with it, and with the data
 #     sdft run {path}              the whole pipeline; interrupted, the same command goes on
@@ -288,6 +315,11 @@ def _plain(value: Any) -> str:
     text = str(value)
     bare = re.fullmatch(r"[\w./@-]+", text) is not None and yaml.safe_load(text) == text
     return text if bare else json.dumps(text, ensure_ascii=False)
+
+
+def _column(name: str) -> str:
+    """A column's name, fit for a comment."""
+    return re.sub(r"\s+", " ", name)[:40]
 
 
 def _comment(bad: BadRow) -> str:

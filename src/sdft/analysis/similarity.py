@@ -23,7 +23,7 @@ PACKAGES = {
     "bleu4": "sacrebleu", "rouge_l": "rouge_score", "bleu4_characters": "nltk", "rouge_l_tokens": "rouge_score"
 }  # fmt: skip
 """Metric → the optional package that computes it."""
-INSTALL = "pip install 'sdft[eval]'"
+INSTALL = "pip install -e '.[eval]' where sdft was cloned"
 LONGEST = 256
 """Tokens of a text that are embedded, as all-MiniLM-L6-v2 was made for."""
 

@@ -98,7 +98,7 @@ class IfEval(Benchmark):
         """The harness with its checkers' packages, nltk's sentence splitter, and the prompts."""
         absent = [package for module, package in PACKAGES.items() if find_spec(module) is None]
         if absent:
-            yield f"not installed: {', '.join(absent)}; pip install 'sdft[eval]'"
+            yield f"not installed: {', '.join(absent)}; pip install -e '.[eval]' where sdft was cloned"
         if _punkt_folder() is None:
             yield _no_punkt()
         if find_file(FILE) is None:

@@ -172,7 +172,7 @@ class Knowledge(HarnessBenchmark):
     def missing(self) -> Iterator[str]:
         """The harness, and the files where `source: local` wants them."""
         if find_spec("lm_eval") is None:
-            yield "the package lm-eval is not installed: pip install 'sdft[eval]'"
+            yield "the package lm-eval is not installed: pip install lm-eval"
         if self.source == "local":
             yield from _lacks_here(self.tasks, self.num_fewshot)
 

@@ -71,9 +71,10 @@ def main() -> None:
 def fail(message: str) -> None:
     """Say what is wrong and exit with 2."""
     from sdft.training.ranks import rank
+    from sdft.visible import visible
 
     where = f" (process {rank()})" if rank() else ""
-    print(f"error{where}: {message}", file=sys.stderr)
+    print(f"error{where}: {visible(message)}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -35,6 +35,7 @@ def init(
     from sdft import starter
     from sdft.errors import RecipeError, counted
     from sdft.models import ModelConfig, lacking
+    from sdft.visible import visible
 
     dataset = file or starter.only_file(Path())
     problem = lacking(ModelConfig(name=model))
@@ -44,13 +45,16 @@ def init(
     path = out or Path(f"{Path(dataset).name.partition('.')[0]}.yaml")
     recipe = starter.write(seen, model, path)
     for heading, text in starter.prompts(recipe, seen.examples[0]):
-        print(f"--- {heading}\n{text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + ' …'}\n")
+        print(f"--- {heading}\n{visible(text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + ' …')}\n")
     for row in seen.bad[:5]:
-        print(f"skipped: {row}", file=sys.stderr)
+        print(f"skipped: {visible(str(row))}", file=sys.stderr)
     left_out = f" ({counted(len(seen.bad), 'bad row')} left out)" if seen.bad else ""
     print(
         f"{dataset}: {counted(len(seen.examples), 'row')} looked at{left_out}; {seen.layout}; replies: {seen.kind.name}"
     )
+    if seen.left_out:
+        unused = visible(", ".join(seen.left_out))
+        print(f"not used: {unused}; where prompts need them: --columns prompt=…,query=COLUMN,response=…")
     print(f"{path}: written; next: sdft check {path} --data, then sdft run {path}")
 
 

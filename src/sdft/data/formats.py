@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -389,6 +390,8 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = _value(row, column)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)  # an answer or a label that is a number
     if not isinstance(value, str):
         raise UnusableRow(f"column '{column}' is {_kind(value)}, not text")
     return value

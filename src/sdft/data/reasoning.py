@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from sdft.errors import DataError, did_you_mean
 from sdft.records import Example, Message, Settings
 
-MISSING = "reasoning_gym: the package is not installed; pip install 'sdft[demo]'"
+MISSING = "reasoning_gym: the package is not installed; pip install reasoning-gym"
 
 
 class SeedRange(Settings):

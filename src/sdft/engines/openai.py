@@ -101,7 +101,7 @@ class ServerSettings(Settings):
     def missing(self) -> Iterator[str]:
         """What it takes to ask a server and is not here, each with how to get it."""
         if importlib.util.find_spec("openai") is None:
-            yield "the package openai is not installed: pip install 'sdft[openai]'"
+            yield "the package openai is not installed: pip install openai"
         if self.api_key_env and not os.environ.get(self.api_key_env):
             yield f"the environment variable {self.api_key_env} (api_key_env) is not set; it holds the server's key"
 

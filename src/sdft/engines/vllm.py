@@ -58,7 +58,7 @@ class VLLMSettings(Settings):
         """What it takes to run vLLM and is not here, with how to get it."""
         if importlib.util.find_spec("vllm") is None:
             yield (
-                "the package vllm is not installed: pip install 'sdft[vllm]', or ask a server of another environment "
+                "the package vllm is not installed: pip install 'vllm>=0.32', or ask a server of another environment "
                 "(`sdft serve`, engine: openai)"
             )
 

@@ -126,7 +126,7 @@ class AnalyzeConfig(Settings):
     """How unlikely the seed and each tuned model find the original and the distilled replies."""
     similarity: bool | None = None
     """How like each tuned model's replies are to the seed's: embeddings, BLEU-4, ROUGE-L. None: what can be had here
-    (all but embeddings come with `pip install 'sdft[eval]'`); true: missing packages are an error."""
+    (all but embeddings come with `pip install -e '.[eval]'`); true: missing packages are an error."""
     weights: bool = True
     """How far training moved the weights, by layer."""
     rows: int | None = Field(default=200, ge=1)

@@ -7,6 +7,7 @@ hundred kilobytes each, and are loaded as they are looked at. A small book stand
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +18,10 @@ from typing import Any
 from sdft.errors import RunError
 from sdft.records import Choice, Example, Prediction, ReplyNll, Verdict
 from sdft.report.source import SEED, Run
-from sdft.report.text import brief, excerpt, visible
+from sdft.report.text import brief, excerpt
 from sdft.report.verdict import display
 from sdft.rundir import read_jsonl
+from sdft.visible import visible
 
 PIECE = 400_000
 """Characters of a piece, about: some hundred rows, read in a few milliseconds."""
@@ -176,7 +178,7 @@ def _rewrites(run: Run, save: Save) -> Book:
         after = likelihood.get("distilled", before if not rewritten else None)
         writer.add(
             _rewrite(choice, questions.get(choice.example_id)),
-            id=brief(choice.example_id, 80),
+            id=_link(choice.example_id),
             source=0 if rewritten else 1,
             reason=writer.code("reason", choice.verdict.reason),
             candidate=choice.candidate,
@@ -228,6 +230,12 @@ def _nll(run: Run) -> dict[str, dict[str, float]]:
 # Predictions
 
 
+def _link(name: str) -> str:
+    """A row's id as the page shows and links it: one line, and still its own where it had to be changed."""
+    shown = brief(name, 64)
+    return shown if shown == name else f"{shown} {hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+
 def _predictions(run: Run, label: str, stem: str, save: Save) -> Book:
     models = [model for model in (SEED, *run.methods) if any((s.model, s.label) == (model, label) for s in run.scores)]
     folders = {scores.model: scores for scores in run.scores if scores.label == label}
@@ -254,7 +262,7 @@ def _predictions(run: Run, label: str, stem: str, save: Save) -> Book:
                 "reference": _shown(first.label),
                 "replies": [_reply(said.get(model)) for model in models],
             },
-            id=brief(key, 80),
+            id=_link(key),
             group=None if first.group is None else writer.code("group", first.group),
             preview=brief(question or first.predict, PREVIEW),
             **columns,

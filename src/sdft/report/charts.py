@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape as _escape
 
-from sdft.report.text import visible
+from sdft.visible import visible
 
 WIDTH = 460.0
 

@@ -340,6 +340,7 @@
         type: "search",
         id: id("search"),
         placeholder: "Search all texts",
+        title: "The first 24,000 characters of each text are searched",
         autocomplete: "off",
         spellcheck: false,
       });
@@ -842,8 +843,24 @@
     await browser.goTo(id);
   }
 
+  // On paper nothing can be opened
+
+  let folded = [];
+
+  function unfold() {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const part of folded) part.open = true;
+  }
+
+  function fold() {
+    for (const part of folded) part.open = false;
+    folded = [];
+  }
+
   function begin() {
     document.querySelectorAll("table.sortable").forEach(makeSortable);
+    window.addEventListener("beforeprint", unfold);
+    window.addEventListener("afterprint", fold);
     const data = document.getElementById("books");
     if (!data) return;
     const books = JSON.parse(data.textContent);

@@ -22,9 +22,10 @@ from sdft.report.browse import Book, Load, dumped
 from sdft.report.figures import LIKENESS, figures, ordinal, tones
 from sdft.report.schema import BenchmarkTable, Difference, MetricRow, Report
 from sdft.report.source import SEED, Pick, Run
-from sdft.report.text import Excerpt, Kind, brief, excerpt, visible, word_diff
+from sdft.report.text import Excerpt, Kind, brief, excerpt, word_diff
 from sdft.report.units import Unit
 from sdft.report.verdict import DISTILLED, OPEN_NOTES, VANILLA, display, folded, metric_name
+from sdft.visible import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment

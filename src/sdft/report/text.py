@@ -8,12 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-"""Characters that show nothing, or that change how their neighbours show: control characters but tab and
-newline, bidirectional controls, lone surrogates, tags. Joiners stay: emoji and several scripts need them."""
+from sdft.visible import visible
 
 LONGEST = 2400
 """Characters of one text that a page shows in full."""
@@ -21,18 +16,6 @@ MOST_MATCHES = 40_000
 """Pairs of equal words that a comparison of two texts looks at."""
 
 Kind = Literal["same", "removed", "added"]
-
-
-def visible(text: str) -> str:
-    """The text with every hidden character replaced by a visible name such as `␀` or `[U+202E]`."""
-    return HIDDEN.sub(_name, text.replace("\r\n", "\n"))
-
-
-def _name(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"[U+{code:04X}]"
 
 
 @dataclass(frozen=True, slots=True)

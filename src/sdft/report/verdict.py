@@ -67,14 +67,24 @@ def conclude(tables: Tables, methods: tuple[str, ...]) -> Summary:
 def _against_seed(table: BenchmarkTable, tuned: list[str]) -> Iterator[Statement]:
     for row in _telling(table):
         for model in (model for model in tuned if model in row.values):
+            if _is_minor(table, row) and not _is_told(row.against(model, SEED)):
+                continue
             tone, text = _distance(table, row, model) if row.from_seed else _change(table, row, model)
             yield Statement(topic=table.role, model=model, tone=tone, text=text)
 
 
 def _telling(table: BenchmarkTable) -> list[MetricRow]:
-    """The main metric and, for retention, what else fine-tuning should not have changed."""
-    others = table.metrics if table.role == "retention" else ()
-    return [table.main, *(row for row in others if row is not table.main and not row.from_seed)]
+    """The main metric, and the others but distances from the seed."""
+    return [table.main, *(row for row in table.metrics if row is not table.main and not row.from_seed)]
+
+
+def _is_minor(table: BenchmarkTable, row: MetricRow) -> bool:
+    """Whether only a change beyond noise is worth a sentence: of a task's metric that is not the main one."""
+    return table.role == "task" and row is not table.main
+
+
+def _is_told(pair: Difference | None) -> bool:
+    return pair is not None and pair.significant and pair.better is not None
 
 
 def _change(table: BenchmarkTable, row: MetricRow, model: str) -> tuple[Tone, str]:
@@ -124,6 +134,8 @@ def _between(table: BenchmarkTable) -> Iterator[Statement]:
     for row in _telling(table):
         pair = row.against(DISTILLED, VANILLA)
         if pair is None or pair.low is None or pair.high is None:
+            continue
+        if _is_minor(table, row) and not _is_told(pair):
             continue
         ours, theirs = row.values.get(DISTILLED), row.values.get(VANILLA)
         values = f"{number(ours.value, row.unit)} against {quantity(theirs.value, row.unit)}" if ours and theirs else ""
