@@ -23,6 +23,7 @@ from sdft.analysis.similarity import Embedder, text_metrics
 from sdft.analysis.weights import by_layer, total, weight_changes
 from sdft.engines import Continuation, TokenLogprobs
 from sdft.engines.scripted import ScriptedEngine
+from sdft.errors import ScoringError
 from sdft.models import ModelConfig
 from sdft.needs import lacking
 from sdft.order import plan
@@ -161,10 +162,24 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_files(tmp_path: Path, mon
         assert after[name] == whole[name]
 
 
+def test_a_server_that_dies_stops_the_analysis_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = scripted_recipe(tmp_path)
+    with monkeypatch.context() as patch:
+        noting(patch, 5, sdft.EngineError("no good answer"))
+        with pytest.raises(sdft.EngineError, match="no good answer"):
+            sdft.run(recipe)
+    noting(monkeypatch)
+    result = sdft.run(recipe)
+    assert result.done == ("analyze", "report")
+    assert read_json(result.path / "analyze/nll.json")["replies"]
+
+
 def test_an_engine_that_gives_no_likelihoods_leaves_a_note_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noting(monkeypatch, 0, sdft.EngineError("this engine gives no log-probabilities"))
+    noting(monkeypatch, 0, ScoringError("this engine gives no log-probabilities"))
     result = sdft.run(scripted_recipe(tmp_path))
     notes = read_json(result.path / "manifest.json")["notes"]
     assert [note for note in notes if not note.startswith("select: only")] == [

@@ -128,7 +128,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Any
     monkeypatch.setattr(ifeval, "PUNKT", "tokenizers/no_such_thing")
     monkeypatch.setattr(ifeval, "PACKAGES", {"no_such_module": "no-such-package"})
     package, punkt, data = IfEval().missing()
-    assert package == "not installed: no-such-package; pip install 'sdft[eval]'"
+    assert package == "not installed: no-such-package; pip install -e '.[eval]' where sdft was cloned"
     assert "nltk.downloader punkt_tab" in punkt
     assert data.startswith(f"{FILE}: in no folder of SDFT_DATA_DIR")
     with pytest.raises(BenchmarkError, match="in no folder of SDFT_DATA_DIR"):

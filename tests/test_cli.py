@@ -299,6 +299,14 @@ def test_check_names_missing_trackers(sdft: Run, recipe: Path) -> None:
     code, _, err = sdft("check", recipe, "train.report_to=[trackio]", "methods=[sft]")
     assert code == 2
     assert "pip install trackio" in err
+    code, _, err = sdft("check", recipe, "train.report_to=[mlfow]", "methods=[sft]")
+    assert code == 2 and "no tracker 'mlfow'; did you mean 'mlflow'?" in err
+
+
+def test_check_looks_into_a_small_data_file(sdft: Run, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"frage": "?", "antwort": "!"}\n', encoding="utf-8")
+    code, _, err = sdft("check", recipe, f"data.dataset={tmp_path}/odd.jsonl")
+    assert code == 2 and "odd.jsonl" in err and "frage" in err
 
 
 def test_check_names_missing_data(sdft: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

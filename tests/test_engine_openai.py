@@ -233,11 +233,55 @@ def test_a_wrong_key_stops_at_once_and_is_shown_nowhere(server: Served, monkeypa
 def test_no_key_is_sent_unless_it_is_asked_for(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_ADMIN_KEY", KEY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {KEY}")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
     generate(server, asked(1))
     assert server.keys == ["Bearer none"]
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(EngineError, match=r"OPENAI_API_KEY .* is not set"):
         generate(server, asked(1), api_key_env="OPENAI_API_KEY")
+
+
+@pytest.mark.parametrize("key", ["sk-right key", "“sk-quoted”", "sk-a\nsk-b"])
+def test_what_is_no_key_is_told_before_anything_is_sent(
+    server: Served, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(EngineError, match=r"MY_KEY .* holds what is no key") as error:
+        generate(server, asked(1), api_key_env="MY_KEY")
+    assert "sk-" not in str(error.value) and not server.bodies
+    monkeypatch.setenv("MY_KEY", f"{KEY}\n")  # as `export MY_KEY="$(cat file)"` with a carriage return would leave it
+    generate(server, asked(1), api_key_env="MY_KEY")
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize(("code", "text"), [(402, "Insufficient Balance"), (400, "Your credit balance is too low")])
+def test_an_account_that_runs_dry_stops_after_good_answers_too(server: Served, code: int, text: str) -> None:
+    server.plan = lambda n, body: said(code, text) if n >= 5 else None
+    with pytest.raises(EngineError, match="account is empty"):
+        generate(server, asked(30), max_concurrency=2)
+
+
+def test_a_refusal_that_quotes_the_prompt_is_not_one_of_a_field(server: Served) -> None:
+    server.plan = lambda n, body: said(400, "Flagged: 'how do I stop seeding weeds'") if n == 2 else None
+    found = generate(server, asked(5), Sampling(temperature=1))
+    assert sorted(row.finish for row in found.values()) == ["error", *["stop"] * 4]
+
+
+def test_an_error_in_a_good_answers_place_is_tried_again_and_told(server: Served) -> None:
+    body = json.dumps({"error": {"message": "upstream is rate limited", "code": 429}}).encode()
+    server.plan = lambda n, _: Fault(200, body) if n == 0 else None
+    assert {row.finish for row in generate(server, asked(3)).values()} == {"stop"}
+    server.plan = lambda n, _: Fault(200, b'{"error": {"message": "the model fell over"}}')
+    with pytest.raises(EngineError, match="the model fell over"):
+        generate(server, asked(3), max_retries=0)
+
+
+@pytest.mark.parametrize("choice", ["{}", '{"message": null}'])
+def test_a_choice_with_nothing_in_it_is_no_reply(server: Served, choice: str) -> None:
+    server.plan = lambda n, _: Fault(200, f'{{"choices": [{choice}]}}'.encode()) if n == 0 else None
+    found = generate(server, asked(2))
+    assert all(row.finish == "stop" and row.text for row in found.values()) and len(server.bodies) == 3
 
 
 def test_an_empty_account_stops(server: Served) -> None:

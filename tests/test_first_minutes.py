@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from helpers_models import save_tiny_model
 from sdft import starter
 from sdft.benchmarks import OwnDataset
 from sdft.checks import Answer
@@ -19,6 +21,7 @@ from sdft.pipeline import check_all
 from sdft.recipe import load_recipe
 from sdft.recipe.files import SHIPPED
 from sdft.recipe_schema import recipe_schema
+from sdft.visible import HIDDEN
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -28,6 +31,34 @@ def write(path: Path, rows: list[Any]) -> str:
 
 CALL = 'get_rates(country="DE", year=2024)'
 FENCE = "Here is the code:\n```python\nprint(1)\n```"
+
+
+def test_init_uses_the_context_and_names_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"question": "Which number?", "context": "The number is five.", "answer": "It is five.", "source": "a\nbook"}
+    seen = starter.look(write(Path("mine.jsonl"), [row] * 30))
+    assert seen.data["columns"] == {"prompt": "question", "response": "answer", "query": "context"}
+    assert seen.examples[0].messages[-1].content == "Which number?\nThe number is five."
+    assert seen.left_out == ["source"]
+    assert "# not used: source" in starter.written(seen, "some/model", Path("mine.yaml"))
+
+
+def test_what_init_prints_cannot_drive_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sdft import cli
+
+    row = {"question": "\x1b]0;PWNED\x07\x1b[31m \u202e?", "answer": "A reply in so many words as to be text."}
+    write(tmp_path / "mine.jsonl", [row] * 5)
+    out = str(tmp_path / "mine.yaml")
+    model = str(save_tiny_model(tmp_path / "tiny"))
+    capsys.readouterr()  # what saving a model draws
+    monkeypatch.setattr(sys, "argv", ["sdft", "init", str(tmp_path / "mine.jsonl"), "--out", out, "--model", model])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    said = capsys.readouterr()
+    assert done.value.code in (0, None)
+    assert "PWNED" in said.out and HIDDEN.search(said.out + said.err) is None
 
 
 @pytest.mark.parametrize(
@@ -45,6 +76,21 @@ FENCE = "Here is the code:\n```python\nprint(1)\n```"
         ({"problem": "Add.", "solution": "def add(a, b):\n    return a + b"}, "code", ["leak", "code"], "refer"),
         (
             {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, how are you?"}]},
+            "text",
+            ["leak", "degenerate"],
+            "using",
+        ),
+        ({"question": "3 + 1?", "answer": 4}, "numbers", ["leak", "degenerate", "number"], "answer"),
+        ({"question": "Query?", "answer": "SELECT a FROM t WHERE id = 7;"}, "text", ["leak", "degenerate"], "using"),
+        ({"question": "Call?", "answer": '{"name": "f", "to": 7}'}, "text", ["leak", "degenerate"], "using"),
+        (
+            {"question": "Where?", "answer": "In the book by Springer, on page 12."},
+            "text",
+            ["leak", "degenerate"],
+            "using",
+        ),
+        (
+            {"question": "How?", "answer": "```js\nreturn 3;\n```"},
             "text",
             ["leak", "degenerate"],
             "using",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sdft.console import Console
 from sdft.errors import RunError
 from sdft.gate import gate, parse_conditions, read_report
 from sdft.report.schema import Difference, Report
-from sdft.rundir import RunDir
+from sdft.rundir import RunDir, read_json, write_json
 from sdft.stages.report import run_report
 
 
@@ -65,6 +66,18 @@ def test_the_value_decides_in_its_own_direction(
 ) -> None:
     report = with_difference(read_report(run), difference, better)
     assert held(report, ["reasoning_gym=2"], ["reasoning_gym.accuracy=10"]) == [loss, gain]
+
+
+def test_a_report_that_is_older_than_the_scores_is_not_believed(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stale"
+    shutil.copytree(run, folder)
+    assert held(read_report(folder), gains=["reasoning_gym=10"]) == [True]
+    path = folder / "eval/comparisons.json"
+    pairs = read_json(path)
+    write_json(path, [pair | {"difference": -0.5, "low": -0.6, "high": -0.4} for pair in pairs])
+    assert held(read_report(folder), gains=["reasoning_gym=10"]) == [False]
+    shutil.rmtree(folder / "eval")
+    assert held(read_report(folder), gains=["reasoning_gym=10"]) == [True], "where only the report is left, it counts"
 
 
 def test_binary_fractions_do_not_fail_a_limit_that_is_met(run: Path) -> None:

@@ -303,3 +303,24 @@ def test_a_dumped_recipe_reads_back_the_same(epochs: float, rate: float, modules
     again = load_recipe(yaml.safe_load(dump_recipe(recipe)))
     assert isinstance(again, Recipe)
     assert again == recipe
+
+
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        ("api_key: sk-very-secret-0123456789", "very-secret"),
+        ("api_key_env: sk-very-secret-0123456789", "very-secret"),
+        ('base_url: "http://u:secretpass@h/v1"', "secretpass"),
+        ("apikey: 'plainsecret99'", "plainsecret"),
+    ],
+)
+def test_a_key_in_a_recipe_is_refused_and_not_shown(tmp_path: Path, line: str, secret: str) -> None:
+    path = tmp_path / "mine.yaml"
+    block = f"distill:\n  engine:\n    name: openai\n    {line}\n"
+    for text in (block, f"distill: {{engine: {{name: openai, {line}}}}}\n"):
+        path.write_text(f"model: some/model\n{text}", encoding="utf-8")
+        with pytest.raises(RecipeError) as error:
+            load_recipe(path)
+        told = str(error.value)
+        assert "mine.yaml:" in told and "*****" in told
+        assert secret not in told

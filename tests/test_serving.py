@@ -160,6 +160,13 @@ def test_a_server_that_dies_is_told_with_the_end_of_its_log(
     assert is_gone(notes()["child"])
 
 
+@pytest.mark.parametrize("option", ["--port=1", "--served-model-name", "--api-key"])
+def test_options_that_would_shut_us_out_are_refused(recipe: Path, option: str) -> None:
+    name = option.partition("=")[0]
+    with pytest.raises(RunError, match=f"^{name}: is set here"), sdft.serve(str(recipe), arguments=[option, "x"]):
+        pass
+
+
 def test_on_a_processor_prompts_are_read_whole(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serving.Served(model, ModelConfig(name=str(model)), "m", {}, {})
     for gpu, whole in ((None, True), (2**34, False)):
@@ -199,7 +206,7 @@ def test_a_taken_port_and_a_missing_command_are_told_at_once(
     monkeypatch.delenv("SDFT_VLLM")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(RunError, match=r"no command `vllm`: pip install 'sdft\[vllm\]'"), sdft.serve(str(recipe)):
+    with pytest.raises(RunError, match=r"no command `vllm`: pip install 'vllm>=0.32'"), sdft.serve(str(recipe)):
         pass
 
 

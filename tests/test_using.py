@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from helpers_pipeline import write_data
 from sdft import export, pipeline
 from sdft.console import Console
 from sdft.errors import ModelError, RunError
-from sdft.rundir import file_sha256
+from sdft.rundir import file_sha256, read_json
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +352,34 @@ def test_on_a_terminal_the_replies_stand_side_by_side(monkeypatch: pytest.Monkey
     assert max(map(len, lines)) <= 80
     assert any("It is [b]minus two." in line and "The answer is -2." in line for line in lines), "as it was written"
     assert any(line.split() == ["seed", "sdft"] for line in lines)
+
+
+def test_what_a_thinking_model_thinks_is_no_part_of_the_conversation(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdft.chat import Speaker
+    from sdft.engines import Sampling
+
+    recipe, _ = export.open_run(str(run))
+    speaker = Speaker(recipe.model, recipe.prompt, Sampling(), 0)
+    written = ["<think>", "<think>3 and 4", "<think>3 and 4</think>\n\nIt is 7."]
+    monkeypatch.setattr(speaker, "_stream", lambda prompt: iter(written))
+    assert list(speaker.reply("3 plus 4?")) == ["", "(thought of 3 words)\n", "(thought of 3 words)\nIt is 7."]
+    assert [turn.content for turn in speaker.turns] == ["3 plus 4?", "It is 7."]
+
+
+def test_weights_of_other_settings_are_not_exported_with_these_on_their_card(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/mine"
+    shutil.copytree(run, folder)
+    warned: list[str] = []
+    console = Console(quiet=True)
+    console.warn = warned.append  # type: ignore[method-assign]
+    pipeline.run(folder, ["select.checks=[leak]"], console=console, only="select")
+    assert any("train/sdft" in line and "select" in line for line in warned), "it is told at once"
+    with pytest.raises(RunError, match="stage 'train/sdft' was made with other settings"):
+        export.export_adapter(str(folder), "sdft", None, None)
+    pipeline.run(folder, console=console, only="report")
+    notes = read_json(folder / "report/report.json")["notes"]
+    assert any("train/sdft" in note and "made with other settings" in note for note in notes)
+    pipeline.run(folder, ["select.checks=[leak,number]"], console=console, only="select")
+    export.export_adapter(str(folder), "sdft", None, None)

@@ -55,6 +55,10 @@ class EngineError(SdftError):
     """A generation engine cannot start or go on."""
 
 
+class ScoringError(EngineError):
+    """An engine or server gives no likelihoods, or not of this text."""
+
+
 class BenchmarkError(SdftError):
     """A benchmark cannot run: data, package or setting is missing."""
 

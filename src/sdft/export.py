@@ -18,9 +18,10 @@ from typing import Any
 from sdft import cards
 from sdft.errors import ModelError, RunError
 from sdft.models import ModelConfig, hub_errors, load_model, load_tokenizer, resolve, trained
+from sdft.order import plan
 from sdft.pipeline import find, is_run
 from sdft.recipe import Method, Recipe
-from sdft.rundir import read_json
+from sdft.rundir import RunDir, read_json
 
 OWN_FILES = {"training.json", "trainer_state.json", "loss.png"}
 """What training leaves beside the weights, for the run alone."""
@@ -45,6 +46,9 @@ def trained_model(recipe: Recipe, folder: Path, method: Method) -> ModelConfig:
             f"{folder}: method '{method}' is not trained here (trained: {', '.join(there) or 'none'}); "
             "`sdft run` the recipe first, or name another with --method"
         )
+    stage = next((stage for stage in plan(recipe) if stage.name == f"train/{method}"), None)
+    if stage is not None:  # else the card would tell of other settings than the weights were made with
+        RunDir(folder).check(stage.name, stage.inputs, stage.mild)
     return trained(recipe.model, folder / f"train/{method}")
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,8 +29,8 @@ PACKAGES = (
 )
 
 
-def write_manifest(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> None:
-    """Write the manifest from the markers of those stages that are finished."""
+def write_manifest(run: RunDir, recipe: Recipe, stages: Iterable[str], stale: Sequence[str] = ()) -> None:
+    """Write the manifest from the markers of those stages that are finished; `stale` are further notes."""
     path = run / "manifest.json"
     states = {stage: run.stage_state(stage) for stage in stages}
     finished = {stage: state for stage, state in states.items() if state and state["finished"]}
@@ -48,7 +48,7 @@ def write_manifest(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> None:
             "hashes": {file: sha for state in finished.values() for file, sha in state["hashes"].items()},
             "seed": recipe.seed,
             "durations": {stage: state["seconds"] for stage, state in finished.items()},
-            "notes": [note for state in finished.values() for note in state["notes"]],
+            "notes": [*stale, *(note for state in finished.values() for note in state["notes"])],
         },
     )
 

@@ -106,11 +106,30 @@ def run(
             console.warn(line)
         with_data = next((stage for stage in todo if stage.name != "data"), None)
         for stage in todo:
+            if stage.name == "report":
+                write_manifest(run_dir, recipe, [stage.name for stage in stages], stale_lines(run_dir, stages, todo))
             if stage is with_data:
                 _warn_of_overlaps(recipe, run_dir, todo, console)
             _work(stage, recipe, run_dir, console, _weights(stage, recipe, run_dir, stages))
-            write_manifest(run_dir, recipe, [stage.name for stage in stages])
+            write_manifest(run_dir, recipe, [stage.name for stage in stages], stale_lines(run_dir, stages, todo))
+        for line in stale_lines(run_dir, stages, todo):
+            console.warn(line)
     return RunResult(recipe, folder, tuple(stage.name for stage in todo))
+
+
+def stale_lines(run_dir: RunDir, stages: Iterable[Stage], done: Iterable[Stage] = ()) -> list[str]:
+    """Which finished stages were made with other settings than the run's recipe has now, but those just `done`."""
+    found: dict[str, list[str]] = {}
+    just = {stage.name for stage in done}
+    for stage in stages:
+        if stage.name in just or not run_dir.is_complete(stage.name):
+            continue
+        if keys := ", ".join(run_dir.changes(stage.name, stage.inputs)):
+            found.setdefault(keys, []).append(stage.name)
+    return [
+        f"{', '.join(names)}: made with other settings than the recipe has now ({keys}); `sdft run` tells how to go on"
+        for keys, names in found.items()
+    ]
 
 
 def _follow(recipe: Recipe, folder: Path, stages: Sequence[Stage]) -> tuple[str, ...]:

@@ -161,11 +161,11 @@ def _distilling(recipe: Recipe, rows: int, sampled: Sampled, rates: Rates | None
         yield f"distill, on {settings.urls[0]}: {_bill(settings, prompt_tokens, tokens)}"
 
 
-def _took(prompt_tokens: float, tokens: float, rates: Rates | None) -> str:
+def _took(prompt_tokens: float, tokens: float, rates: Rates | None, each: str = "") -> str:
     if rates is None:
         return ""
     seconds = prompt_tokens / rates.prompt + tokens / rates.reply
-    return f"; about {duration(seconds)} at {rates.prompt:,.0f} and {rates.reply:,.0f} tokens/s with {TRIED} rows"
+    return f"; about {duration(seconds)}{each} at {rates.prompt:,.0f} and {rates.reply:,.0f} tokens/s with {TRIED} rows"
 
 
 def _bill(settings: OpenAISettings, prompt_tokens: int, tokens: int) -> str:
@@ -213,12 +213,14 @@ def _evaluating(
         some = examples[:: max(1, len(examples) // SAMPLE)][:SAMPLE]
         each = fmean(count(prompter.renderer.infer(example, template).text) for example in some)
         prompt_tokens = round(len(examples) * each)
-        tokens = round(len(examples) * min(sampled.reply if sampled else math.inf, sampling.max_new_tokens))
+        # A task's replies are like those of the data; to general prompts a model writes as long as it may.
+        likely = sampled.reply if sampled and benchmark.ROLE == "task" else math.inf
+        tokens = round(len(examples) * min(likely, sampling.max_new_tokens))
         same = isinstance(recipe.evaluate.engine, TransformersSettings)
         yield (
             f"evaluate: {label}: {len(examples):,} rows for each of {models} models: {prompt_tokens:,} prompt tokens "
             f"and about {tokens:,} new ones; at most {len(examples) * sampling.max_new_tokens:,}"
-            f"{_took(prompt_tokens, tokens, rates if same else None)}"
+            f"{_took(prompt_tokens, tokens, rates if same else None, ' each')}"
         )
         if isinstance(recipe.evaluate.engine, OpenAISettings):
             yield f"evaluate: {label}: {_bill(recipe.evaluate.engine, models * prompt_tokens, models * tokens)}"

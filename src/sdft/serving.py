@@ -106,6 +106,8 @@ def serve(
     `method` serves that tuned model alone beside the seed. `arguments` go to `vllm serve` as they are. Raises RunError
     where there is no `vllm`, the port is taken, or the server ends, or does not answer within `patience` seconds.
     """
+    if ours := [name for word in arguments if (name := word.partition("=")[0]) in OURS]:
+        raise RunError(f"{ours[0]}: is set here and cannot be given to vllm serve; {OURS[ours[0]]}")
     served = what_to_serve(*find(source, overrides), method)
     vllm = vllm_command()
     port = _free_port(port)
@@ -115,7 +117,7 @@ def serve(
         with log.open("wb") as out:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                env={"VLLM_NO_USAGE_STATS": QUIET["VLLM_NO_USAGE_STATS"], **os.environ},
+                env=_environment(),
             )  # fmt: skip
         try:
             _wait_for(process, port, {served.name, *served.adapters}, log, patience)
@@ -127,6 +129,13 @@ def serve(
                 raise
         finally:
             _stop(process)
+
+
+def _environment() -> dict[str, str]:
+    """This one, without a key that would shut us out of our own server on loopback."""
+    given = {"VLLM_NO_USAGE_STATS": QUIET["VLLM_NO_USAGE_STATS"], **os.environ}
+    given.pop("VLLM_API_KEY", None)
+    return given
 
 
 def what_to_serve(recipe: Recipe, folder: Path, method: Method | None) -> Served:
@@ -158,6 +167,13 @@ def what_to_serve(recipe: Recipe, folder: Path, method: Method | None) -> Served
 
 ERROR_LINE = re.compile(r"(^|\] )[\w.]*(Error|Exception): .")
 """How Python ends a traceback, and a logger repeats it behind its own words."""
+OURS = {
+    "--host": "it serves on 127.0.0.1 alone",
+    "--port": "name the port with sdft's own --port",
+    "--served-model-name": "the model is called as the recipe calls it",
+    "--api-key": "on 127.0.0.1 it asks for none",
+}
+"""Options of `vllm serve` that stand fixed, and why."""
 WHOLE_PROMPTS = "--no-enable-chunked-prefill"
 """On a processor vLLM 0.32 dies of a sampled request with a seed whose prompt it reads in several pieces."""
 

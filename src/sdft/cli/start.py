@@ -55,6 +55,13 @@ def init(
     if seen.left_out:
         unused = visible(", ".join(seen.left_out))
         print(f"not used: {unused}; where prompts need them: --columns prompt=…,query=COLUMN,response=…")
+    if not seen.held_out:
+        few = (
+            f"fewer than {starter.ENOUGH} rows"
+            if len(seen.examples) < starter.ENOUGH
+            else "no check tells a right reply"
+        )
+        print(f"no rows are kept for a test ({few}): add a benchmark of your task, or no gain can be told")
     print(f"{path}: written; next: sdft check {path} --data, then sdft run {path}")
 
 

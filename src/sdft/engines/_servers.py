@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import httpx2
 import openai
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sdft.engines._tally import Tally
 from sdft.engines.openai import REDUNDANT, ServerSettings
@@ -34,6 +34,10 @@ from sdft.errors import EngineError, did_you_mean
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
 """Seconds: how long a server is left alone after one fault, and at most after many."""
+LONGEST_NAP = 60.0
+"""Seconds that one request waits at most, where a server that failed asks for it, before it is sent again."""
+EMPTY = re.compile(r"insufficient.{0,3}(balance|credit|fund|quota)|credit balance is too low", re.IGNORECASE)
+"""How servers say that there is nothing left to pay with."""
 LONGEST_PAUSE = 3600.0
 """Seconds: a server that asks for more is not waited for."""
 STUMBLES = 3
@@ -65,16 +69,33 @@ class _Choice(BaseModel):
     text: str | None = None
     message: _Message | None = None
 
+    @model_validator(mode="after")
+    def _says_something(self) -> _Choice:
+        if self.text is None and self.message is None:
+            raise ValueError("neither a text nor a message")
+        return self
+
 
 class _Tokens(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Told(BaseModel):
+    message: str = "no reason told"
+    code: int | str | None = None
+
+
+class _Complaint(BaseModel):
+    """An error in an answer that says that all is well, as gateways send it."""
+
+    error: _Told
 
 
 class Answer(BaseModel):
     """The parts of an answer that are used, and all that a server must send."""
 
-    id: str | None = None
+    id: str | int | None = None
     choices: list[_Choice] = Field(min_length=1, max_length=1)
     """One is asked for; an answer with several is not one to this request."""
     usage: _Tokens | None = None
@@ -111,7 +132,10 @@ class _NotNow(Exception):
 
 
 class _Failed(Exception):
-    pass
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
+        """Seconds that the server asks for."""
 
 
 @dataclass(slots=True)
@@ -185,6 +209,9 @@ class Servers:
                     limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most), timeout=timeout
                 ),
             )
+            # Without `api_key_env` nothing goes out that the environment holds for OpenAI's own servers.
+            client.organization = client.project = None
+            client._custom_headers = {}
             self.servers.append(Server(url, client, limit=most, quick_to=most))
 
     def begin(self) -> None:
@@ -237,8 +264,8 @@ class Servers:
             except _Failed as error:
                 failures += 1
                 if server.stumbled(started, str(error)) and server.stumbles >= STUMBLES:
-                    server.rest(None)
-                nap = _pause(failures - 1)
+                    server.rest(error.pause)
+                nap = max(_pause(failures - 1), min(error.pause or 0.0, LONGEST_NAP))
                 if failures > self.settings.max_retries:
                     times = f" ({failures} times)" if failures > 1 else ""
                     raise RequestFailed(f"{error}{times}", by_server=True) from None
@@ -304,6 +331,8 @@ class Servers:
                     body={"model": self.model, **body},
                     options={"headers": {"X-Request-Id": name}, "security": {"bearer_auth": True}},
                 )
+                if b'"error"' in got.content[:200]:
+                    self._complain(server, got.content)
                 answer, named = Answer.model_validate_json(got.content), got.headers.get("x-request-id")
                 if others := {*_OWN_NAME.findall(f"{named} {answer.id}")} - {name}:
                     raise _Failed(f"{server.url}: the answer is that to another request ({others.pop()}, not {name})")
@@ -326,13 +355,24 @@ class Servers:
         except TimeoutError:
             raise _Failed(f"{server.url}: no answer within {self.settings.timeout:g} s") from None
 
+    def _complain(self, server: Server, content: bytes) -> None:
+        """Raise what an error in a good answer's place means."""
+        try:
+            told = _Complaint.model_validate_json(content).error
+        except ValidationError:
+            return
+        where = f"{server.url}: {self.clean(f'{told.code} - {told.message}' if told.code else told.message)}"
+        if str(told.code) in ("429", "503"):
+            raise _NotNow(where, None, down=False)
+        raise _Failed(where)
+
     async def _judged(self, server: Server, error: openai.APIStatusError, body: Mapping[str, Any]) -> Exception:
         """What an answer with an error code means."""
         code = error.status_code
         message = error.message.removeprefix("Error code: ")
         said = self.clean(message if " - " in message else f"{code} - {error.response.text}")
         where = f"{server.url}: {said}"
-        if code == 429 and "insufficient_quota" in (error.code, error.type):
+        if code == 402 or "insufficient_quota" in (error.code, error.type) or (code < 500 and EMPTY.search(said)):
             return EngineError(f"{where}; the account is empty: fill it, then give the same command again")
         if code in (429, 503):
             return _NotNow(where, retry_after(error.response.headers), down=code == 503)
@@ -347,8 +387,8 @@ class Servers:
         if code == 404:
             return EngineError(f"{where}; the server knows no model '{self.model}'{await self._known_models(server)}")
         if code in (408, 409) or code >= 500:
-            return _Failed(where)
-        if code in (400, 422) and (named := [name for name in REDUNDANT if name in body and name in said]):
+            return _Failed(where, retry_after(error.response.headers))
+        if code in (400, 422) and (named := [n for n in REDUNDANT if n in body and _is_refused(n, error.param, said)]):
             return EngineError(f"{where}; where the server does not take a field, name it: leave_out: [{named[0]}]")
         return RequestFailed(where, by_server=False)
 
@@ -360,6 +400,17 @@ class Servers:
         except (openai.OpenAIError, TimeoutError, TypeError, ValueError):
             return ", or base_url is not where its API begins (it often ends in /v1)"
         return self.clean(did_you_mean(self.model, names))
+
+
+def _is_refused(name: str, param: str | None, said: str) -> bool:
+    """Whether a server's words are against a field, and do not only hold the word, as where they quote the prompt."""
+    if param is not None:
+        return param == name
+    named = rf"""(^|[^\w])['"`{{]*{name}['"`}}]*"""
+    against = "unrecognized|unsupported|unexpected|unknown|extra|not supported|not permitted|not allowed|invalid"
+    return (
+        re.search(rf"({against})[^.]{{0,60}}?{named}($|[^\w])|{named}[^.]{{0,30}}?({against})", said, re.I) is not None
+    )
 
 
 def _pause(faults: int) -> float:

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 
 from sdft.engines._tally import Tally
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
-from sdft.errors import EngineError
+from sdft.errors import EngineError, ScoringError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.records import Completion, Settings
 
@@ -109,7 +109,15 @@ class ServerSettings(Settings):
         """The key, from the environment alone. Raises EngineError."""
         for problem in self.missing():
             raise EngineError(f"{self.urls[0]}: {problem}")
-        return os.environ[self.api_key_env] if self.api_key_env else None
+        if not self.api_key_env:
+            return None
+        key = os.environ[self.api_key_env].strip()
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise EngineError(
+                f"the environment variable {self.api_key_env} (api_key_env) holds what is no key: a space, a line "
+                "break or a character outside ASCII, such as a typographic quote, is in it"
+            )
+        return key
 
     @property
     def priced(self) -> bool:
@@ -268,7 +276,7 @@ class OpenAIEngine:
 
     def _completion(self, request: Request, answer: Answer) -> Completion:
         choice, used = answer.choices[0], answer.usage
-        prompt_tokens, tokens = (used.prompt_tokens, used.completion_tokens) if used else (0, 0)
+        prompt_tokens, tokens = (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (0, 0)
         if choice.message is None:
             text, called = choice.text or "", False
         else:
@@ -311,10 +319,10 @@ class OpenAIEngine:
                 try:
                     scores = _scores(row, future.result())
                 except RequestFailed as error:
-                    raise EngineError(f"logprobs of '{row.id}': {error}") from None
+                    raise ScoringError(f"logprobs of '{row.id}': {error}") from None
                 flying.popleft()
                 if scores is None:
-                    raise EngineError(f"logprobs of '{row.id}': the server's answer does not score each token")
+                    raise ScoringError(f"logprobs of '{row.id}': the server's answer does not score each token")
                 yield TokenLogprobs(id=row.id, tokens=row.reply, logprobs=scores)
         finally:
             self._stop([future for _, future in flying])
@@ -353,7 +361,7 @@ class OpenAIEngine:
                 why = f" ({error})"
             finally:
                 self._stop([future])
-        raise EngineError(
+        raise ScoringError(
             f"{self.settings.urls[0]}: the server scores no given replies, neither by prompt_logprobs nor by echo"
             f"{why}; vLLM does, and the engine transformers"
         )

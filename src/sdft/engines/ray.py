@@ -23,6 +23,7 @@ from sdft.engines._replicas import DistributionReplicas, Message, Opens, Replica
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
 from sdft.errors import EngineError
+from sdft.memory import MOST_ROWS
 from sdft.models import ModelConfig
 from sdft.records import Settings
 
@@ -54,11 +55,23 @@ class RaySettings(Settings):
         """Start the replicas; as soon as one is ready, it returns. Raises ModelError and EngineError."""
         for what in self.missing():
             raise EngineError(f"engine ray: {what}")
-        window = self.inner.window if isinstance(self.inner, TransformersSettings) else 8
+        window = _window(self.inner)
         kind = DistributionReplicas if isinstance(self.inner, TransformersSettings) else Replicas
         replicas = kind(Actors(self, model), self.replicas, window)
         replicas.start(enough=1)
         return replicas
+
+
+def _window(inner: TransformersSettings | ScriptedSettings) -> int:
+    """Requests that a worker has at once. What device it has is not known here: as many as any would take.
+
+    A worker waits for requests until its batch is full, so that fewer than a batch would wait for ever.
+    """
+    if not isinstance(inner, TransformersSettings):
+        return 8
+    if inner.max_batch_size != "auto":
+        return inner.window
+    return max(inner.model_copy(update={"max_batch_size": rows}).window for rows in MOST_ROWS.values())
 
 
 class Actors:
@@ -80,10 +93,9 @@ class Actors:
                     ray.init(settings.address, log_to_driver=False)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise EngineError(f"engine ray: no cluster at {settings.address}: {error}") from None
-        self.actor = ray.remote(_Actor).options(
-            num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_concurrency=2, max_restarts=0,
-            max_task_retries=0,
-        )  # fmt: skip
+        self.actor = ray.remote(concurrency_groups={"in": 1, "out": 1})(_Actor).options(
+            num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_restarts=0, max_task_retries=0
+        )
 
     def start(self, number: int) -> Worker:
         """Ask the cluster for an actor; it comes when there is room."""
@@ -125,10 +137,12 @@ class _RayWorker:
     has_spoken: bool = False
 
     def __post_init__(self) -> None:
-        self.fetched = self.actor.take.remote()
+        self.fetched = self.actor.take.options(concurrency_group="out").remote()
 
     def send(self, message: Message) -> None:
-        self.actor.put.remote(message)  # calls of one caller begin in order; a death shows when rows are fetched
+        # One call after the other: a group of threads that is one thread keeps their order. A death shows when rows
+        # are fetched.
+        self.actor.put.options(concurrency_group="in").remote(message)
 
     def receive(self) -> Message:
         import ray
@@ -139,7 +153,7 @@ class _RayWorker:
             except ray.exceptions.RayActorError as error:
                 raise WorkerDiedError(f"as Ray tells: {str(error).strip().splitlines()[-1]}") from None
             self.has_spoken = True
-            self.fetched = self.actor.take.remote()
+            self.fetched = self.actor.take.options(concurrency_group="out").remote()
         return self.messages.popleft()
 
     def stop(self) -> None:

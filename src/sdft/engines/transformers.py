@@ -22,7 +22,7 @@ from sdft.engines._processes import open_processes, visible_gpus
 from sdft.engines._replicas import DistributionReplicas
 from sdft.engines._stops import split_stops
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
-from sdft.errors import EngineError
+from sdft.errors import EngineError, ScoringError
 from sdft.memory import MOST_ROWS, USABLE, free_memory, guess_device, rows_that_fit
 from sdft.models import ModelConfig, load_model, load_tokenizer
 from sdft.records import Completion, Finish, Settings
@@ -453,11 +453,11 @@ class TransformersEngine:
                     yield from self._score_batch(batch)
                     batch = []
                 if problem:
-                    raise EngineError(f"logprobs of '{item.id}': {problem}")
+                    raise ScoringError(f"logprobs of '{item.id}': {problem}")
                 batch.append(row)
             yield from self._score_batch(batch)
         except torch.OutOfMemoryError:
-            raise EngineError(
+            raise ScoringError(
                 "the device is out of memory while replies are scored; lower evaluate.engine.prefill_tokens"
             ) from None
 

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from sdft.engines._stops import split_stops
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
-from sdft.errors import EngineError, ModelError
+from sdft.errors import EngineError, ModelError, ScoringError
 from sdft.models import ModelConfig, adapter_folder, load_tokenizer, pick_dtype, resolve
 from sdft.records import Completion, Settings
 
@@ -168,7 +168,7 @@ class VLLMEngine:
                     row = _Scored(item.id, self._tokenize(item.prompt), self._tokenize(item.reply))
                     tokens = row.prompt + row.reply
                     if problem := "the prompt is empty" if not row.prompt else self._unanswerable(tokens):
-                        raise EngineError(f"logprobs of '{item.id}': {problem}")
+                        raise ScoringError(f"logprobs of '{item.id}': {problem}")
                     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
                     key, own = self._enqueue(tokens, params)
                     flying[key] = own, row

@@ -65,8 +65,29 @@ class Place:
     def quoted(self) -> str:
         """` (mine.yaml:4:9)`, and below it the line with a mark under the column."""
         start = max(0, self.column - 1 - QUOTED // 2)
-        shown = self.text[start : start + QUOTED].rstrip()
+        shown = _without_secrets(self.text)[start : start + QUOTED].rstrip()
         return f" ({self.path}:{self.line}:{self.column})\n      {shown}\n      {' ' * (self.column - 1 - start)}^"
+
+
+SECRETS = re.compile(
+    r"""(?:\b[\w.-]*(?:key|token|secret|password)[\w.-]*["']?\s*[:=]\s*["']?)(?P<value>[^\s,"'}\]]+)"""
+    r"""|://(?P<user>[^\s/@"']+)@|\b(?P<bare>(?:sk|hf|gsk|xai|pk|rk)[-_][\w-]{6,})""",
+    re.IGNORECASE,
+)
+"""What may be a key: the value of what is called so, a user in an address, and the usual forms of keys."""
+
+
+def _without_secrets(line: str) -> str:
+    """A line of a recipe as it may be shown, in a log too: what may be a key is as many asterisks."""
+
+    def hidden(found: re.Match[str]) -> str:
+        [(group, value)] = [(name, text) for name, text in found.groupdict().items() if text is not None]
+        start = found.start(group) - found.start()
+        if group == "value" and re.fullmatch(r"[A-Z][A-Z0-9_]*|[0-9]+|null|true|false", value):
+            return found[0]  # the name of an environment variable, or a number
+        return found[0][:start] + "*" * len(value) + found[0][start + len(value) :]
+
+    return SECRETS.sub(hidden, line)
 
 
 def recipe_file(source: str | Path) -> Path:

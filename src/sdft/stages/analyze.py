@@ -13,7 +13,7 @@ from sdft.analysis.similarity import METRICS, Embedder, TextMetric, missing_pack
 from sdft.analysis.weights import by_layer, total, weight_changes
 from sdft.console import Console
 from sdft.engines import Continuation, OpenAISettings, open_engine
-from sdft.errors import EngineError, ModelError, counted
+from sdft.errors import ModelError, ScoringError, counted
 from sdft.models import trained
 from sdft.recipe import Recipe
 from sdft.records import Choice, Example, Prediction, ReplyNll, Shift
@@ -157,7 +157,7 @@ def _measure_nll(recipe: Recipe, run: RunDir, items: Replies, console: Console) 
                                     tokens=len(scored.tokens), nll=nll,
                                 )
                             )  # fmt: skip
-            except EngineError as error:
+            except ScoringError as error:
                 notes.append(f"analyze: likelihood under {model} not measured: {error}")
     return notes
 
