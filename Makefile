@@ -41,7 +41,7 @@ ray-test: $(INSTALLED)
 	$(BIN)/pip install -q -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest tests/test_engine_ray.py
 
-# Each tracker of trainings with files on this machine. Not in `make test`: the packages draw dozens of others.
+# Each tracker of trainings with files on this machine. `make test` has MLflow alone: the others draw dozens of packages.
 trackers-test: $(INSTALLED)
 	$(BIN)/pip install -q -c constraints.txt mlflow-skinny tensorboard wandb
 	$(BIN)/python -m pytest tests/test_trackers.py

@@ -1,7 +1,7 @@
 """`train.report_to`: transformers' own integrations, each with files on this machine alone.
 
-The packages draw dozens of others, so they are in none of the extras that the tests install: `make trackers-test`
-installs them and runs this file.
+MLflow is among what the tests install; the others draw dozens of packages: `make trackers-test` installs them, too, and
+runs this file.
 """
 
 from __future__ import annotations
