@@ -128,6 +128,8 @@ def test_a_question_of_truthfulqa_counts_once(model: ModelConfig, tmp_path: Path
 
 
 def test_answers_have_the_likelihoods_that_our_engine_gives_them(model: ModelConfig, tmp_path: Path) -> None:
+    for task in ("arc_easy", "winogrande"):
+        data_file(FILES[task][0])
     count = 12
     predictions = Knowledge(tasks=("arc_easy", "winogrande"), limit=count).measure(model, tmp_path, QUIET)
     asked = [

@@ -226,7 +226,7 @@ def test_check_says_how_to_get_it(model: ModelConfig, tmp_path: Path, monkeypatc
     tree["distill"] = {"engine": "vllm"}
     check_all(tree)
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"distill\.engine: the package vllm is not installed: pip install 'sdft\[v"):
+    with pytest.raises(RecipeError, match=r"distill\.engine: the package vllm is not installed: pip install 'vllm>="):
         check_all(tree)
     with pytest.raises(EngineError, match="pip install"):
         VLLMSettings().open(model)

@@ -87,7 +87,7 @@ def test_redo_makes_a_stage_and_all_that_follows_anew_and_nothing_else(tmp_path:
     with pytest.raises(sdft.RunError, match="`sdft eval` does not do that stage"):
         sdft.run(tree, ["distill.temperature=0.5"], redo="distill", only="eval")
     assert contents(folder) == before, "nothing is deleted where the call is refused"
-    with pytest.raises(sdft.RunError, match="--redo destill: there is no such stage; there are: data, distill"):
+    with pytest.raises(sdft.RunError, match=r"--redo destill: there is no such stage; did you mean 'distill'\?"):
         sdft.run(tree, redo="destill")
 
 

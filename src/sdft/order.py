@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdft.console import Console
-from sdft.errors import RunError
+from sdft.errors import RunError, did_you_mean
 from sdft.recipe import Method, Recipe
 from sdft.rundir import RunDir
 
@@ -165,7 +165,8 @@ def with_followers(stages: list[Stage], name: str) -> list[Stage]:
     """The stages called `name` or `name/…`, and all that read from them."""
     found = {stage.name for stage in stages if stage.name == name or stage.name.startswith(f"{name}/")}
     if not found:
-        raise RunError(f"--redo {name}: there is no such stage; there are: {', '.join(s.name for s in stages)}")
+        kinds = dict.fromkeys(part for stage in stages for part in (stage.name.split("/")[0], stage.name))
+        raise RunError(f"--redo {name}: there is no such stage{did_you_mean(name, kinds)}")
     for stage in stages:
         if found & set(stage.after):
             found.add(stage.name)

@@ -74,7 +74,10 @@ class Engine(Protocol):
         ...
 
     def logprobs(self, items: Iterable[Continuation]) -> Iterator[TokenLogprobs]:
-        """Yield the log-probabilities of each reply's tokens, given its prompt, in order."""
+        """Yield the log-probabilities of each reply's tokens, given its prompt, in order.
+
+        Raises ScoringError where it can give none, or none of one text; EngineError where it cannot go on.
+        """
         ...
 
     def close(self) -> None:
