@@ -4,7 +4,7 @@
     SDFT_VLLM=.venv-vllm/bin/vllm python bench/vllm_check.py --rows 16
 
 Distils and evaluates a few rows of GSM8K on a server, with an adapter trained in between, scores replies, and does the
-same in process where the environment of `vllm` can. Prints figures; ends with 1 where something is not as it should be.
+same in process, with the merged export too, where the environment of `vllm` can. Prints figures; ends with 1 where something is not as it should be.
 vLLM runs eagerly: to compile a model for so few rows takes longer than the rows.
 """
 
@@ -115,7 +115,8 @@ def check(place: Path, rows: int) -> int:
     import sdft
     from sdft.console import Console
     from sdft.engines import TransformersSettings, open_engine
-    from sdft.models import resolve
+    from sdft.export import export_merged
+    from sdft.models import ModelConfig, resolve
     from sdft.records import Example, Prediction, Rewrite
     from sdft.rendering import open_prompter
     from sdft.rundir import read_json, read_jsonl
@@ -196,6 +197,11 @@ def check(place: Path, rows: int) -> int:
         name: config.model_copy(update={"name": str(resolve(config))}).model_dump()
         for name, config in folder_of.items()
     }
+    merged = export_merged(str(folder), "sdft", place / "merged", None)
+    config = ModelConfig(name=str(merged), device="cpu", dtype="float32")
+    with closing(TransformersSettings().open(config)) as transformers:
+        own["merged"] = measured(transformers, prompts, replies)
+    models["merged"] = config.model_dump()
     asked_for = {"models": models, "prompts": prompts, "replies": replies}
     (place / "asked.json").write_text(json.dumps(asked_for), encoding="utf-8")
     python = Path(os.environ.get("SDFT_VLLM", ".venv-vllm/bin/vllm")).with_name("python")
