@@ -4,8 +4,8 @@
     SDFT_VLLM=.venv-vllm/bin/vllm python bench/vllm_check.py --rows 16
 
 Distils and evaluates a few rows of GSM8K on a server, with an adapter trained in between, scores replies, and does the
-same in process, with the merged export too, where the environment of `vllm` can. Prints figures; ends with 1 where something is not as it should be.
-vLLM runs eagerly: to compile a model for so few rows takes longer than the rows.
+same in process, with the merged export too, where the environment of `vllm` can. Prints figures; ends with 1 where
+something is not as it should be. vLLM runs eagerly: to compile a model for so few rows takes longer than the rows.
 """
 
 from __future__ import annotations
