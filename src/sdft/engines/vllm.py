@@ -231,11 +231,14 @@ class VLLMEngine:
                 self._llm.llm_engine.abort_request(ids, internal=True)
 
 
+def _adapter_configs(adapters: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    return (json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")) for folder in adapters)
+
+
 def lora_room(adapters: Iterable[Path]) -> int:
     """The smallest rank that vLLM can make room for and that holds all of these adapters. Raises ModelError."""
     ranks = [1]
-    for folder in adapters:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for config in _adapter_configs(adapters):
         ranks += [config.get("r", 8), *(config.get("rank_pattern") or {}).values()]
     if max(ranks) > LORA_RANKS[-1]:
         raise ModelError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}; one has {max(ranks)}: merge it first")
@@ -268,8 +271,8 @@ def lora_modules(adapters: Iterable[Path]) -> list[str] | None:
     Not only to be quick: on a processor vLLM 0.32 dies of scoring a prompt where it made room in the output layer, too.
     """
     named: set[str] = set()
-    for folder in adapters:
-        modules = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("target_modules")
+    for config in _adapter_configs(adapters):
+        modules = config.get("target_modules")
         if not isinstance(modules, list):  # a pattern, or "all-linear"
             return None
         named.update(modules)
