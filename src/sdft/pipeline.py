@@ -105,13 +105,17 @@ def run(
         for line in at_start(recipe) if any(stage.name != "report" for stage in todo) else ():
             console.warn(line)
         with_data = next((stage for stage in todo if stage.name != "data"), None)
+
+        def record() -> None:
+            write_manifest(run_dir, recipe, [stage.name for stage in stages], stale_lines(run_dir, stages, todo))
+
         for stage in todo:
             if stage.name == "report":
-                write_manifest(run_dir, recipe, [stage.name for stage in stages], stale_lines(run_dir, stages, todo))
+                record()  # the report shows the manifest's notes
             if stage is with_data:
                 _warn_of_overlaps(recipe, run_dir, todo, console)
             _work(stage, recipe, run_dir, console, _weights(stage, recipe, run_dir, stages))
-            write_manifest(run_dir, recipe, [stage.name for stage in stages], stale_lines(run_dir, stages, todo))
+            record()
         for line in stale_lines(run_dir, stages, todo):
             console.warn(line)
     return RunResult(recipe, folder, tuple(stage.name for stage in todo))
