@@ -36,10 +36,10 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
-# The engine ray on a local cluster of two workers. Not in `make test`: the package takes 240 MB.
+# The engine ray on clusters of this machine. Not in `make test`: 240 MB, and minutes of starting clusters.
 ray-test: $(INSTALLED)
 	$(BIN)/pip install -q -c constraints.txt -e '.[ray]'
-	$(BIN)/python -m pytest tests/test_engine_ray.py
+	$(BIN)/python -m pytest tests/test_engine_ray.py tests/test_engine_ray_nodes.py
 
 # Each tracker of trainings with files on this machine. `make test` has MLflow alone: the others draw dozens of packages.
 trackers-test: $(INSTALLED)

@@ -1,183 +1,571 @@
-"""The engine `ray`: replicas of another engine over a Ray cluster, or over a local one.
+"""The engine `ray`: replicas of another engine over a Ray cluster, or over a local one, through Ray Data.
 
-Plain actors, and not `ray.data`'s map_batches: that gives rows back a batch at a time and redoes whole blocks after a
-death, where an actor that runs an engine takes requests and gives rows one by one. Ray's own restarts and task retries
-are off (both are 0 unless asked for): a retried call would ask an engine for rows that had already arrived. The
-bookkeeping is that of `_replicas`: what an actor had in hand when it died goes to the others and to its successor.
+    distill: {engine: {name: ray, replicas: 8, inner: {name: vllm}, address: auto}}
+
+One pipeline of Ray Data runs for as long as the engine is open, so that each model is loaded once:
+
+    desk → read → map over a pool of replicas → this process
+
+A job is a few requests. Jobs are put on the desk while fewer are under way than the replicas can hold, so that the
+request iterator is never read far ahead, and come back as they are done, in any order. Ray Data places the replicas,
+puts a new one in the place of one that died, and gives it the jobs that the dead one had in hand. Since a reply depends
+on its own prompt and seed alone, the replies are those of one engine, whatever died; a job that comes back a second
+time is dropped.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 import queue
+import socket
 import threading
-from collections import deque
-from collections.abc import Sequence
+import time
+import traceback
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from sdft.engines._replicas import DistributionReplicas, Message, Opens, Replicas, Worker, WorkerDiedError, serve
+from sdft.engines.base import Continuation, DistributionEngine, Engine, NotedEngine, Request, Sampling, TokenLogprobs
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
-from sdft.errors import EngineError
+from sdft.engines.vllm import VLLMSettings
+from sdft.errors import EngineError, SdftError
 from sdft.memory import MOST_ROWS
 from sdft.models import ModelConfig
-from sdft.records import Settings
+from sdft.records import Completion, Settings
 
-HELD_BACK = 64
-"""Messages that an actor keeps until they are fetched; then its engine waits."""
+if TYPE_CHECKING:
+    import torch
+
+MOST_ROWS_A_JOB = 8
+"""Of a replica that holds hundreds: each job costs Ray some milliseconds."""
+JOBS_A_REPLICA = 16
+"""At least, where a replica holds as many rows: a job is done when its last row is."""
+SCORED_AT_ONCE = 8
+"""Given replies in a job that scores them."""
+GRACE = 0.2
+"""Seconds that a replica with rows in hand waits for more; without any it finishes those and begins anew."""
+MAX_DEATHS = 3
+"""Of each replica, while no job is done: then it is no accident, and Ray would go on for ever."""
+BEAT = 2.0
+"""Seconds between two signs of life of a replica."""
+SILENCE = 30.0
+"""Seconds without one, after which it counts as gone."""
+CONNECTING = 10.0
+"""Seconds in which a cluster has to be found."""
+ENDING = 20.0
+"""Seconds that the pipeline gets to end by itself."""
+
+Kind = Literal["hello", "generate", "logprobs", "distributions"]
+Inner = TransformersSettings | VLLMSettings | ScriptedSettings
 
 
 class RaySettings(Settings):
-    """Replicas of another engine, each an actor on a Ray cluster."""
+    """Replicas of another engine on a Ray cluster, fed through Ray Data."""
 
     name: Literal["ray"] = "ray"
-    inner: Annotated[TransformersSettings | ScriptedSettings, Field(discriminator="name")] = TransformersSettings()
+    inner: Annotated[Inner, Field(discriminator="name")] = TransformersSettings()
     """The engine that each replica runs."""
     replicas: int = Field(default=2, ge=1)
-    address: str | None = None
-    """An existing cluster: `auto`, or `ray://host:port`. None: one on this machine, while the engine is open."""
+    address: str | None = Field(default=None, pattern=r"^(auto|[^:/]+:\d+)$")
+    """An existing cluster, on one of whose machines this runs: `auto`, or `host:port`. None: one on this machine, while
+    the engine is open."""
     num_cpus: float = Field(default=1, ge=0)
     """CPUs that each replica asks of the cluster."""
-    num_gpus: float = Field(default=0, ge=0)
-    """GPUs that each replica asks of the cluster. `drift` opens two models: 0.5 lets both stand on one."""
+    num_gpus: float | None = Field(default=None, ge=0)
+    """GPUs that each replica asks of the cluster. None: vLLM's `tensor_parallel_size`, else 0. `drift` opens two
+    models: 0.5 lets both stand on one."""
     start_timeout: float = Field(default=600, gt=0)
     """Seconds in which a first replica has to be ready."""
 
+    @property
+    def gpus(self) -> float:
+        """GPUs of each replica."""
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return self.inner.tensor_parallel_size if isinstance(self.inner, VLLMSettings) else 0
+
     def missing(self) -> list[str]:
         """What is not installed."""
-        return [] if find_spec("ray") else ["ray is not installed: pip install -e '.[ray]'"]
+        there = find_spec("ray") and find_spec("pyarrow")
+        return [] if there else ["ray is not installed: pip install 'ray[data]>=2.60,<2.64'"]
 
-    def open(self, model: ModelConfig) -> Replicas:
+    def open(self, model: ModelConfig) -> RayEngine:
         """Start the replicas; as soon as one is ready, it returns. Raises ModelError and EngineError."""
         for what in self.missing():
             raise EngineError(f"engine ray: {what}")
-        window = _window(self.inner)
-        kind = DistributionReplicas if isinstance(self.inner, TransformersSettings) else Replicas
-        replicas = kind(Actors(self, model), self.replicas, window)
-        replicas.start(enough=1)
-        return replicas
+        kind = RayDistributionEngine if isinstance(self.inner, TransformersSettings) else RayEngine
+        return kind(self, model)
 
 
-def _window(inner: TransformersSettings | ScriptedSettings) -> int:
-    """Requests that a worker has at once. What device it has is not known here: as many as any would take.
+def _window(inner: Inner) -> int:
+    """Rows that a replica is given at once: more than it works on, so that it need not wait for the next.
 
-    A worker waits for requests until its batch is full, so that fewer than a batch would wait for ever.
+    What device it has is not known here: as many as any would take.
     """
-    if not isinstance(inner, TransformersSettings):
+    if isinstance(inner, VLLMSettings):
+        return inner.window
+    if isinstance(inner, ScriptedSettings):
         return 8
     if inner.max_batch_size != "auto":
         return inner.window
     return max(inner.model_copy(update={"max_batch_size": rows}).window for rows in MOST_ROWS.values())
 
 
-class Actors:
-    """Workers that are Ray actors."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a replica is asked for."""
+
+    number: int
+    kind: Kind
+    items: tuple[Any, ...] = ()
+    """Requests, or continuations."""
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a job."""
+
+    number: int
+    results: list[Any]
+    """One for each item, in any order where it was to generate."""
+    notes: tuple[str, ...] = ()
+    """What the engine has to say of itself."""
+    error: SdftError | None = None
+    bug: str | None = None
+    """A traceback."""
+
+
+# Beside the stages
+
+
+class RayEngine:
+    """See RaySettings."""
 
     def __init__(self, settings: RaySettings, model: ModelConfig) -> None:
+        self.settings = settings
+        self.is_ours = _join(settings)
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.settings, self.model = settings, model
-        self.is_ours = not ray.is_initialized()
-        if self.is_ours:
-            try:
-                if settings.address is None:
-                    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone unless asked to
-                    cpus = max(os.cpu_count() or 1, round(2 * settings.replicas * settings.num_cpus + 0.5))
-                    # twice what the replicas ask for: drift opens two engines; it is a count, and binds no core
-                    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-                else:
-                    ray.init(settings.address, log_to_driver=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise EngineError(f"engine ray: no cluster at {settings.address}: {error}") from None
-        self.actor = ray.remote(concurrency_groups={"in": 1, "out": 1})(_Actor).options(
-            num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_restarts=0, max_task_retries=0
-        )
-
-    def start(self, number: int) -> Worker:
-        """Ask the cluster for an actor; it comes when there is room."""
-        return _RayWorker(self.actor.remote(self.settings.inner, self.model))
-
-    def wait(self, workers: Sequence[Worker], seconds: float | None) -> list[Worker]:
-        """Those that have messages here, or one to fetch."""
-        import ray
-
-        mine = [worker for worker in workers if isinstance(worker, _RayWorker)]
-        if here := [worker for worker in mine if worker.messages]:
-            return list(here)
-        by_ref = {worker.fetched: worker for worker in mine}
-        patience = self.settings.start_timeout if not any(worker.has_spoken for worker in mine) else None
-        ready, _ = ray.wait(list(by_ref), timeout=patience if seconds is None else seconds, fetch_local=False)
-        if not ready and seconds is None:
-            there, free = ray.cluster_resources(), ray.available_resources()
-            told = ", ".join(f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
-            raise EngineError(
-                f"engine ray: no replica was ready within {patience:g} s; each asks for {self.settings.num_cpus:g} "
-                f"CPUs and {self.settings.num_gpus:g} GPUs, and the cluster has {told} free: lower num_cpus or num_gpus"
-            )
-        return [by_ref[ref] for ref in ready]
+        window = _window(settings.inner)
+        self.rows_a_job = max(1, min(MOST_ROWS_A_JOB, window // JOBS_A_REPLICA))
+        self.jobs_a_replica = -(-window // self.rows_a_job)
+        self._count = 0
+        self._flying: dict[int, Job] = {}
+        self._notes: set[str] = set()
+        self._replaced = 0
+        self._started = 0
+        """Replicas that had been started, those in a dead one's place included, when a job was last done."""
+        self._done: queue.SimpleQueue[Done | Exception] = queue.SimpleQueue()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        desk = ray.remote(concurrency_groups={"in": 1, "out": 1})(_Desk)
+        self._desk: Any = desk.options(num_cpus=0, scheduling_strategy=here).remote()
+        self._reader = threading.Thread(target=self._read, args=(_pipeline(self, model),), daemon=True)
+        self._reader.start()
+        try:
+            self._wait_for_one()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """End the cluster where it was begun here."""
+        """End the replicas, whatever they are doing, and the cluster where it was begun here."""
         import ray
 
+        if not ray.is_initialized():
+            return
+        self._desk.end.remote()
+        self._reader.join(ENDING)
+        ray.kill(self._desk)  # replicas that are still there miss it
         if self.is_ours:
             ray.shutdown()
 
+    def notes(self) -> list[str]:
+        """What a person should know of how it went."""
+        if self._replaced < 1:
+            return sorted(self._notes)
+        told = f"replicas died and were replaced: {self._replaced}; the rows they had in hand were done again"
+        return [*sorted(self._notes), told]
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        """Yield one completion for each request as its job is done. `requests` is read as replicas become free.
+
+        Raises EngineError where replicas die again and again, and what an engine raises.
+        """
+        source = iter(requests)
+        parts = iter(lambda: tuple(islice(source, self.rows_a_job)), ())
+        for _, results in self._answers("generate", parts, sampling, self.jobs_a_replica):
+            yield from results
+
+    def logprobs(self, items: Iterable[Continuation]) -> Iterator[TokenLogprobs]:
+        """Yield the natural log-probabilities of each reply's tokens, in order."""
+        source = iter(items)
+        return self._in_order("logprobs", iter(lambda: tuple(islice(source, SCORED_AT_ONCE)), ()))
+
+    def _in_order(self, kind: Kind, parts: Iterator[tuple[Continuation, ...]]) -> Iterator[Any]:
+        """Results in the items' order. Two jobs a replica: one is done while the next is on its way."""
+        early: dict[int, list[Any]] = {}
+        following = self._count
+        for number, results in self._answers(kind, parts, None, 2):
+            early[number] = results
+            while following in early:
+                yield from early.pop(following)
+                following += 1
+
+    def _answers(
+        self, kind: Kind, parts: Iterator[tuple[Any, ...]], sampling: Sampling | None, jobs: int
+    ) -> Iterator[tuple[int, list[Any]]]:
+        """Each job's number and results, as they come; `jobs` of them at once for each replica."""
+        import ray
+
+        self._flying = {}  # of a call that was given up: what still comes of it is dropped
+        is_read, is_backed = False, False
+        while True:
+            while not is_read and len(self._flying) < jobs * self.settings.replicas:
+                if part := next(parts, None):
+                    self._put(kind, part, sampling)
+                else:
+                    is_read = True
+            if not self._flying:
+                started, _ = ray.get(self._desk.life.remote())
+                self._replaced = started - self.settings.replicas
+                return
+            done = self._next(BEAT)
+            if done is not None:
+                yield done.number, done.results
+            elif self._living() < self.settings.replicas and is_read and not is_backed:
+                # Nothing else is left to do, and a replica that is gone may find no room to come back.
+                is_backed = True
+                for job in self._flying.values():
+                    self._send(job)
+
+    def _put(self, kind: Kind, items: tuple[Any, ...] = (), sampling: Sampling | None = None) -> None:
+        job = Job(self._count, kind, items, sampling)
+        self._count += 1
+        self._flying[job.number] = job
+        self._send(job)
+
+    def _send(self, job: Job) -> None:
+        self._desk.put.options(concurrency_group="in").remote(pickle.dumps(job))
+
+    def _next(self, seconds: float) -> Done | None:
+        """A job that is done for the first time; None where none comes in so many seconds. Raises as `generate`."""
+        try:
+            done = self._done.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(done, Exception):
+            raise _stopped(done) from done
+        if done.error is not None:
+            raise done.error
+        if done.bug is not None:
+            raise RuntimeError(f"a replica failed:\n{done.bug}")
+        self._notes.update(done.notes)
+        self._started = 0
+        return done if self._flying.pop(done.number, None) else None
+
+    def _living(self) -> int:
+        """How many replicas give signs of life. Raises EngineError where they die again and again, or none does."""
+        import ray
+
+        started, ages = ray.get(self._desk.life.remote())
+        self._started = self._started or started
+        if started > self._started + MAX_DEATHS * self.settings.replicas:
+            rows = [item.id for job in self._flying.values() for item in job.items]
+            where = f"with row '{rows[0]}' and others in hand" if rows else "before they are ready"
+            raise EngineError(
+                f"engine ray: replicas die again and again {where}; finished rows are kept, and the same command goes "
+                "on; where it is memory that is short, take fewer replicas or a smaller max_batch_size"
+            )
+        if ages and min(ages) > self.settings.start_timeout:
+            raise EngineError(
+                f"engine ray: no replica has been heard of for {self.settings.start_timeout:g} s; finished rows are "
+                "kept, and the same command goes on"
+            )
+        return sum(age < SILENCE for age in ages)
+
+    def _wait_for_one(self) -> None:
+        """Return when a replica is ready. Raises what kept it from it, and EngineError."""
+        import ray
+
+        until = time.monotonic() + self.settings.start_timeout
+        self._put("hello")
+        while self._next(BEAT / 2) is None:
+            self._living()
+            if time.monotonic() > until:
+                there, free = ray.cluster_resources(), ray.available_resources()
+                told = ", ".join(f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+                raise EngineError(
+                    f"engine ray: no replica was ready within {self.settings.start_timeout:g} s; each asks for "
+                    f"{self.settings.num_cpus:g} CPUs and {self.settings.gpus:g} GPUs, and the cluster has {told} "
+                    "free: lower num_cpus or num_gpus"
+                )
+
+    def _read(self, dataset: Any) -> None:
+        """In a thread: what comes out of the pipeline."""
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for done in batch["done"].to_pylist():
+                    self._done.put(pickle.loads(done))
+        except Exception as error:  # of Ray, of many kinds; it ends so when the desk is gone, too
+            self._done.put(error)
+
+
+class RayDistributionEngine(RayEngine):
+    """Replicas that also give whole next-token distributions."""
+
+    def distributions(self, items: Iterable[Continuation]) -> Iterator[torch.Tensor]:
+        """Yield log-probabilities, float32 of shape (reply tokens, vocabulary), for each item in order."""
+        import torch
+
+        for found in self._in_order("distributions", ((item,) for item in items)):
+            yield torch.from_numpy(found)
+
+
+def _join(settings: RaySettings) -> bool:
+    """Join a cluster, where this process has not; whether it was begun here. Raises EngineError."""
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # what Ray Data still does at the end starts no cluster
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone unless asked to
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of how Ray Data itself starts its actors
+    import ray
+
+    if ray.is_initialized():
+        return False
+    try:
+        if settings.address is None:
+            cpus = max(os.cpu_count() or 1, round(2 * settings.replicas * settings.num_cpus + 0.5))
+            # twice what the replicas ask for: drift opens two engines; it is a count, and binds no core
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            if settings.address != "auto":  # Ray itself tries for minutes
+                host, _, port = settings.address.rpartition(":")
+                socket.create_connection((host, int(port)), CONNECTING).close()
+            ray.init(settings.address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise EngineError(f"engine ray: no cluster at {settings.address}: {error}") from None
+    return True
+
+
+def _pipeline(engine: RayEngine, model: ModelConfig) -> Any:
+    """The dataset that is done jobs."""
+    from ray.data import ActorPoolStrategy, read_datasource
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say comes as an error here
+    settings, calls = engine.settings, engine.jobs_a_replica
+    pool = ActorPoolStrategy(
+        size=settings.replicas, max_tasks_in_flight_per_actor=calls, max_concurrent_calls_per_actor=calls
+    )
+    jobs = read_datasource(_source(engine._desk), override_num_blocks=1, num_cpus=0)
+    dataset = jobs.map_batches(
+        _Replica,
+        fn_constructor_args=(settings.inner, model, engine._desk),
+        compute=pool,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=settings.num_cpus,
+        num_gpus=settings.gpus,
+    )
+    # Each job goes on by itself, when it is there: a block would wait for 128 MiB.
+    dataset.context.target_max_block_size = dataset.context.target_min_block_size = 1
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    return dataset
+
+
+def _source(desk: Any) -> Any:
+    """Where Ray Data reads jobs: once, on this machine, as they are put on the desk."""
+    import pyarrow
+    import ray
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    def jobs() -> Iterator[Any]:
+        ray.get(desk.begin.remote())
+        while job := ray.get(desk.take.options(concurrency_group="out").remote()):
+            yield pyarrow.table({"job": [job]})
+
+    class Jobs(Datasource):  # type: ignore[misc]
+        supports_distributed_reads = False
+
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
+            return [ReadTask(jobs, BlockMetadata(None, None, None, None))]
+
+    return Jobs()
+
+
+def _stopped(error: Exception) -> EngineError:
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    return EngineError(
+        f"engine ray: the cluster does not go on ({last}); finished rows are kept, and the same command goes on"
+    )
+
+
+# On the cluster
+
+
+class _Desk:
+    """An actor beside this process: jobs that wait to be read, and what is heard of the replicas."""
+
+    def __init__(self) -> None:
+        self.jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.heard: dict[str, float] = {}
+        self.is_read = self.is_over = False
+
+    def begin(self) -> None:
+        """Raises RuntimeError the second time: a job that was taken is not here any more."""
+        if self.is_read:
+            raise RuntimeError("what reads the jobs has died")
+        self.is_read = True
+
+    def put(self, job: bytes) -> None:
+        self.jobs.put(job)
+
+    def take(self) -> bytes:
+        """The next job; waits for it. Empty where none will come."""
+        return self.jobs.get()
+
+    def end(self) -> None:
+        self.is_over = True
+        self.jobs.put(b"")
+
+    def beat(self, replica: str) -> bool:
+        """A sign of life. Whether it is wanted any longer."""
+        self.heard[replica] = time.monotonic()
+        return not self.is_over
+
+    def life(self) -> tuple[int, list[float]]:
+        """How many replicas have been started, and the seconds since each was heard of."""
+        now = time.monotonic()
+        return len(self.heard), [now - then for then in self.heard.values()]
+
 
 @dataclass(slots=True, eq=False)
-class _RayWorker:
-    actor: Any
-    messages: deque[Message] = field(default_factory=deque)
-    fetched: Any = None
-    """The reference of the messages that are being fetched."""
-    has_spoken: bool = False
+class _Call:
+    """A job in a replica, and what waits for it."""
 
-    def __post_init__(self) -> None:
-        self.fetched = self.actor.take.options(concurrency_group="out").remote()
+    job: Job
+    results: list[Any] = field(default_factory=list)
+    answer: queue.SimpleQueue[Done] = field(default_factory=queue.SimpleQueue)
 
-    def send(self, message: Message) -> None:
-        # One call after the other: a group of threads that is one thread keeps their order. A death shows when rows
-        # are fetched.
-        self.actor.put.options(concurrency_group="in").remote(message)
 
-    def receive(self) -> Message:
+class _Replica:
+    """One of the pool: an engine in a thread of its own, to which several calls at once give jobs."""
+
+    def __init__(self, settings: Inner, model: ModelConfig, desk: Any) -> None:
         import ray
 
-        if not self.messages:
-            try:
-                self.messages.extend(ray.get(self.fetched))
-            except ray.exceptions.RayActorError as error:
-                raise WorkerDiedError(f"as Ray tells: {str(error).strip().splitlines()[-1]}") from None
-            self.has_spoken = True
-            self.fetched = self.actor.take.options(concurrency_group="out").remote()
-        return self.messages.popleft()
+        self.inbox: queue.SimpleQueue[_Call] = queue.SimpleQueue()
+        self.hand: set[_Call] = set()
+        """Taken, and not yet answered."""
+        name = uuid.uuid4().hex
+        ray.get(desk.beat.remote(name))
+        threading.Thread(target=self._live, args=(desk, name), daemon=True).start()
+        is_open = threading.Event()
+        threading.Thread(target=self._work, args=(settings, model, is_open), daemon=True).start()
+        is_open.wait()
 
-    def stop(self) -> None:
+    def __call__(self, batch: Any) -> Any:
+        """A table with one job → one with what became of it."""
+        import pyarrow
+
+        [job] = batch["job"].to_pylist()
+        call = _Call(pickle.loads(job))
+        self.inbox.put(call)
+        return pyarrow.table({"done": [pickle.dumps(call.answer.get())]})
+
+    def _work(self, settings: Inner, model: ModelConfig, is_open: threading.Event) -> None:
+        """Do jobs until the engine fails; then each job fails as it did."""
+        error: SdftError | None = None
+        bug: str | None = None
+        try:
+            engine = settings.open(model)
+            is_open.set()
+            call = self._take(None)
+            while call is not None:
+                call = self._do(engine, call) or self._take(None)
+        except SdftError as raised:
+            error = raised
+        except Exception:
+            bug = traceback.format_exc()
+        is_open.set()
+        while True:
+            while self.hand:
+                call = self.hand.pop()
+                call.answer.put(Done(call.job.number, [], error=error, bug=bug))
+            self._take(None)
+
+    def _live(self, desk: Any, name: str) -> None:
+        """Tell the desk again and again of this replica; where it is over, all calls are, and where the desk is gone,
+        so is what this works for."""
         import ray
 
-        if ray.is_initialized():
-            ray.kill(self.actor)
+        try:
+            while ray.get(desk.beat.remote(name)):
+                time.sleep(BEAT)
+        except Exception:
+            os._exit(0)
+        while True:
+            self._take(0)
+            for call in tuple(self.hand):
+                call.answer.put(Done(call.job.number, []))
+            time.sleep(BEAT / 10)
 
+    def _take(self, seconds: float | None) -> _Call | None:
+        """The next call; None where none comes in so many seconds."""
+        try:
+            call = self.inbox.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        self.hand.add(call)
+        return call
 
-class _Actor:
-    """A thread with the engine, and a box of messages each way."""
+    def _do(self, engine: Engine, call: _Call) -> _Call | None:
+        """Do a call, and those that can be done together with it; one that was taken and cannot is returned."""
+        if call.job.kind == "generate":
+            return self._generate(engine, call)
+        if call.job.kind == "logprobs":
+            call.results.extend(engine.logprobs(call.job.items))
+        elif call.job.kind == "distributions":
+            assert isinstance(engine, DistributionEngine)
+            call.results.extend(found.cpu().numpy() for found in engine.distributions(call.job.items))
+        self._finish(engine, call)
+        return None
 
-    def __init__(self, settings: Opens, model: ModelConfig) -> None:
-        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.outbox: queue.Queue[Message] = queue.Queue(HELD_BACK)
-        work = (settings, model, self.inbox.get, self.outbox.put)
-        threading.Thread(target=serve, args=work, daemon=True).start()
+    def _generate(self, engine: Engine, first: _Call) -> _Call | None:
+        sampling, owners = first.job.sampling, dict[str, _Call]()
+        following: _Call | None = first
 
-    def put(self, message: Message) -> None:
-        self.inbox.put(message)
+        def requests() -> Iterator[Request]:
+            nonlocal following
+            while following is not None:
+                job, ids = following.job, {request.id for request in following.job.items}
+                if job.kind != "generate" or job.sampling != sampling or owners.keys() & ids:
+                    return
+                owners.update(dict.fromkeys(ids, following))
+                yield from job.items
+                following = self._take(GRACE)
 
-    def take(self) -> list[Message]:
-        """What there is; waits for the first."""
-        messages = [self.outbox.get()]
-        while not self.outbox.empty():
-            messages.append(self.outbox.get())
-        return messages
+        assert sampling is not None
+        for completion in engine.generate(requests(), sampling):
+            call = owners.pop(completion.id)
+            call.results.append(completion)
+            if len(call.results) == len(call.job.items):
+                self._finish(engine, call)
+        return following
+
+    def _finish(self, engine: Engine, call: _Call) -> None:
+        self.hand.remove(call)
+        notes = engine.notes() if isinstance(engine, NotedEngine) else []
+        call.answer.put(Done(call.job.number, call.results, tuple(notes)))

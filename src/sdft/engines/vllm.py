@@ -54,6 +54,16 @@ class VLLMSettings(Settings):
     enforce_eager: bool = False
     """Neither compile nor capture CUDA graphs: a quicker start, a slower run."""
 
+    @property
+    def queue(self) -> int:
+        """Rows that vLLM is given at once."""
+        return QUEUED * self.max_batch_size
+
+    @property
+    def window(self) -> int:
+        """Rows that a replica is given at most: some more, so that it need not wait for the next."""
+        return self.queue + max(2, self.max_batch_size // 2)
+
     def missing(self) -> Iterator[str]:
         """What it takes to run vLLM and is not here, with how to get it."""
         if importlib.util.find_spec("vllm") is None:
@@ -136,7 +146,7 @@ class VLLMEngine:
         flying: dict[str, tuple[str, Request]] = {}
         try:
             while True:
-                while len(flying) < self._queue and (request := next(waiting, None)) is not None:
+                while len(flying) < self.settings.queue and (request := next(waiting, None)) is not None:
                     prompt = self._tokenize(request.prompt)
                     if problem := self._unanswerable(prompt):
                         yield _error(request, len(prompt), problem)
@@ -164,7 +174,7 @@ class VLLMEngine:
         order: deque[str] = deque()
         try:
             while True:
-                while len(order) < self._queue and (item := next(waiting, None)) is not None:
+                while len(order) < self.settings.queue and (item := next(waiting, None)) is not None:
                     row = _Scored(item.id, self._tokenize(item.prompt), self._tokenize(item.reply))
                     tokens = row.prompt + row.reply
                     if problem := "the prompt is empty" if not row.prompt else self._unanswerable(tokens):
@@ -182,10 +192,6 @@ class VLLMEngine:
                     yield found.pop(order.popleft())
         finally:
             self._abort([own for own, _ in flying.values()])
-
-    @property
-    def _queue(self) -> int:
-        return QUEUED * self.settings.max_batch_size
 
     def _tokenize(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
