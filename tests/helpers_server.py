@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,7 +48,7 @@ class Served(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, models: Sequence[str] = (MODEL,)) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.plan: Callable[[int, dict[str, Any]], Fault | None] = lambda n, body: None
         self.reply: Reply = lambda body: f"reply to {prompt_of(body)}"
@@ -56,7 +56,9 @@ class Served(ThreadingHTTPServer):
         """Log-probabilities of all tokens but the first; None: given texts are not scored."""
         self.scores_by = "prompt_logprobs"
         """Or `echo`; a server of that kind refuses the other field."""
-        self.models = [MODEL]
+        self.models = models
+        self.listing = 200
+        """With which status it lists them."""
         self.finish = "stop"
         self.seconds = 0.0
         self.at_once = 10_000
@@ -93,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in self.server.models]
-        self._send(200, json.dumps({"object": "list", "data": models}).encode(), {})
+        status = self.server.listing if self.path == "/v1/models" else 200
+        self._send(status, json.dumps({"object": "list", "data": models}).encode(), {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -162,9 +165,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(port: int = 0) -> Iterator[Served]:
+def serving(port: int = 0, models: Sequence[str] = (MODEL,)) -> Iterator[Served]:
     """The server, until the block ends."""
-    server = Served(port)
+    server = Served(port, models)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

@@ -53,8 +53,8 @@ def main() -> None:
     part.replace(notes)
     if kind == "silent":
         time.sleep(60)
-    with serving(given.port) as server:
-        server.models = [given.served_model_name, *(module.partition("=")[0] for module in given.lora_modules)]
+    names = [given.served_model_name, *(module.partition("=")[0] for module in given.lora_modules)]
+    with serving(given.port, names):
         time.sleep(0.3 if kind == "ends" else 60)
         sys.stderr.write("out of memory\n")
         os._exit(1)

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import sdft
+from helpers_replicas import members, wait_until_gone
 from helpers_server import serving as another
 from helpers_vllm import __file__ as fake
 from sdft import serving
@@ -174,12 +175,19 @@ def test_on_a_processor_prompts_are_read_whole(model: Path, monkeypatch: pytest.
         assert ("--no-enable-chunked-prefill" in serving.serve_arguments(served, 1)) is whole
 
 
-def test_a_server_that_never_answers_is_stopped(recipe: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_is_stopped(
+    recipe: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FAKE_VLLM", "silent")
+    monkeypatch.setattr(serving, "SILENT_SECONDS", 0.2)
     never = pytest.raises(RunError, match=r"not answered within 1 s(?s:.*)it said nothing")
     with never, sdft.serve(str(recipe), patience=1):
         pass
-    assert is_gone(notes()["pid"]) and is_gone(notes()["child"])
+    first, *waiting, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"starting vllm for {recipe}; its log is /") and first.endswith("/vllm.log")
+    assert waiting and all(line.startswith("vllm has been loading for ") for line in waiting)
+    assert last == "stopping vllm"
+    assert wait_until_gone(notes()["pid"], 2) == [], "nor is the watchman left"
 
 
 def test_a_server_that_will_not_end_is_killed(recipe: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +206,16 @@ def test_a_taken_port_and_a_missing_command_are_told_at_once(
         taken = pytest.raises(RunError, match=f"port {port} on 127.0.0.1 cannot be had")
         with taken, sdft.serve(str(recipe), port=port):
             pass
-        assert serving._serves(port, set(other.models)) and not serving._serves(port, {"mine"})
+        assert serving._serves(port, set(other.models))
+        with pytest.raises(
+            RunError, match=rf"another server answers at .*:{port}: it serves served, not mine; .*--port"
+        ):
+            serving._serves(port, {"mine"})
+        other.listing = 401
+        with pytest.raises(RunError, match=rf"the server at .*:{port} wants a key \(401 for /v1/models\)"):
+            serving._serves(port, set(other.models))
+        other.listing = 503
+        assert not serving._serves(port, set(other.models)), "which may pass"
     assert not serving._serves(port, set())
     monkeypatch.setenv("SDFT_VLLM", str(tmp_path / "none"))
     with pytest.raises(RunError, match=r"SDFT_VLLM: .*none is no command"), sdft.serve(str(recipe)):
@@ -210,18 +227,28 @@ def test_a_taken_port_and_a_missing_command_are_told_at_once(
         pass
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_command_stays_until_it_is_stopped(recipe: Path, notes: Notes, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_the_command_stays_until_it_is_stopped(
+    recipe: Path, notes: Notes, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """However it ends, nothing of the server stays behind."""
     command = [sys.executable, "-m", "sdft", "serve", str(recipe), "model.dtype=float16", "--", "--max-model-len", "64"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as own:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # where a killed one leaves its log
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as own:  # fmt: skip
         assert own.stdout is not None and own.stderr is not None
         head = "".join(own.stdout.readline() for _ in range(4))
         assert yaml.safe_load(head)["distill"]["engine"]["name"] == "openai"
         said = own.stderr.readline() + own.stderr.readline()
-        own.send_signal(number)
+        given = notes()
+        assert {given["pid"], given["child"]} < set(members(given["pid"])), "it leads a session, with a watchman"
+        own.send_signal(number)  # to it alone
         said += own.stderr.read()
         assert own.wait(20) == code
     assert "serving at http://127.0.0.1:" in said and "Traceback" not in said
-    given = notes()
     assert (given["dtype"], given["max_model_len"]) == ("float16", "64")
-    assert is_gone(given["pid"]) and is_gone(given["child"])
+    assert wait_until_gone(given["pid"], 20) == []
+    assert serving._free_port(given["port"]) == given["port"], "the same command can be given again"

@@ -31,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from sdft.console import SILENT_SECONDS, Console, duration
 from sdft.engines.vllm import QUIET, lora_modules, lora_room
 from sdft.errors import RunError
 from sdft.memory import free_memory, guess_device
@@ -46,6 +47,23 @@ STOPPING = 20.0
 """Seconds that the server gets to end by itself."""
 TAIL = 25
 """Lines of the server's log that an error shows."""
+LEADER = """
+import os, signal, sys
+pipe, command = int(sys.argv[1]), sys.argv[2:]
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.read(pipe, 1)
+    os.killpg(0, signal.SIGKILL)
+os.close(pipe)
+os.execvp(command[0], command)
+"""
+"""Becomes `vllm`, and leaves a watchman beside it, who waits for the end of a pipe that this process alone holds open
+and then kills the group that both are in.
+
+So the server ends with this process however that ends, and from the first moment on. Linux could signal a child whose
+parent dies (PR_SET_PDEATHSIG), but that child alone, and what vLLM starts goes on without it. As the watchman is of the
+group, the group's number cannot be another's by then.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ class Server:
     models: dict[str, str]
     """The recipe's name for each model → the server's."""
     log: Path
-    """What the server says. Removed when it is stopped."""
+    """What the server says. Removed when it is stopped; it stays where this process is killed."""
     process: subprocess.Popen[bytes]
 
     def lines(self) -> str:
@@ -100,35 +118,55 @@ def serve(
     port: int | None = None,
     arguments: Sequence[str] = (),
     patience: float = PATIENCE,
+    console: Console | None = None,
 ) -> Iterator[Server]:
-    """Serve a recipe's model or a run's, with what was trained, until the block ends.
+    """Serve a recipe's model or a run's, with what was trained, until the block ends, or this process does.
 
     `method` serves that tuned model alone beside the seed. `arguments` go to `vllm serve` as they are. Raises RunError
-    where there is no `vllm`, the port is taken, or the server ends, or does not answer within `patience` seconds.
+    where there is no `vllm`, the port is taken or another server answers there, or where ours ends, wants a key, or
+    does not answer within `patience` seconds.
     """
     if ours := [name for word in arguments if (name := word.partition("=")[0]) in OURS]:
         raise RunError(f"{ours[0]}: is set here and cannot be given to vllm serve; {OURS[ours[0]]}")
     served = what_to_serve(*find(source, overrides), method)
     vllm = vllm_command()
     port = _free_port(port)
-    command = [*vllm, *serve_arguments(served, port), *arguments]
+    console = console or Console()
     with tempfile.TemporaryDirectory(prefix="sdft-serve-") as place:
         log = Path(place) / "vllm.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                env=_environment(),
-            )  # fmt: skip
-        try:
-            _wait_for(process, port, {served.name, *served.adapters}, log, patience)
+        console.say(f"starting vllm for {source}; its log is {log}")
+        with _started([*vllm, *serve_arguments(served, port), *arguments], log, console) as process:
+            _wait_for(process, port, {served.name, *served.adapters}, log, patience, console)
             try:
                 yield Server(f"http://{HOST}:{port}/v1", served.models, log, process)
             except Exception as error:  # often that nothing answers, as the server has died
                 if (code := process.poll()) is not None:
                     error.add_note(f"vllm serve has ended{_why(code)}; the end of its log:\n{_tail(log)}")
                 raise
+
+
+@contextmanager
+def _started(command: Sequence[str], log: Path, console: Console) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that leads a group of its own, which ends with the block, and with this process."""
+    watched, held = os.pipe()
+    try:
+        try:
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    [sys.executable, "-IS", "-c", LEADER, str(watched), *command], stdin=subprocess.DEVNULL, stdout=out,
+                    stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[watched], env=_environment(),
+                )  # fmt: skip
         finally:
+            os.close(watched)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                with suppress(OSError):  # the terminal may be gone
+                    console.say("stopping vllm")
             _stop(process)
+    finally:
+        os.close(held)
 
 
 def _environment() -> dict[str, str]:
@@ -243,43 +281,69 @@ def _free_port(wanted: int | None) -> int:
         return found
 
 
-def _wait_for(process: subprocess.Popen[bytes], port: int, names: set[str], log: Path, patience: float) -> None:
-    """Until the server is well and serves these models. Raises RunError."""
-    until = time.monotonic() + patience
-    while not _serves(port, names):
+def _wait_for(
+    process: subprocess.Popen[bytes], port: int, names: set[str], log: Path, patience: float, console: Console
+) -> None:
+    """Until the server is well and serves these models; says now and then that it is not yet. Raises RunError."""
+    started = said = time.monotonic()
+    while True:
         code = process.poll()
         if code is not None:
             raise RunError(f"vllm serve has ended{_why(code)} before it answered; the end of its log:\n{_tail(log)}")
-        if time.monotonic() > until:
+        if _serves(port, names):
+            return
+        now = time.monotonic()
+        if now - started > patience:
             raise RunError(f"vllm serve has not answered within {patience:.0f} s; the end of its log:\n{_tail(log)}")
+        if now - said >= SILENT_SECONDS:
+            said = now
+            console.say(f"vllm has been loading for {duration(now - started)}")
         time.sleep(POLL)
 
 
 def _serves(port: int, names: set[str]) -> bool:
-    """Whether it says so itself: another program may have taken the port in the meantime."""
-    if _get(port, "/health") is None or (listed := _get(port, "/v1/models")) is None:
+    """Whether a server is well there and says that it serves these models.
+
+    Raises RunError where it plainly never will: vLLM answers only when all of its models are there, so one that is well
+    without them is another program, which took the port in the meantime, or was made to want a key.
+    """
+    if _get(port, "/health")[0] != 200:
+        return False
+    status, body = _get(port, "/v1/models")
+    if status in (401, 403):
+        raise RunError(
+            f"the server at {HOST}:{port} wants a key ({status} for /v1/models): on 127.0.0.1 it is to ask for none; "
+            "take the key out of what stands after --, or name a port that no other program uses with --port"
+        )
+    if status is None or status >= 500:
         return False
     try:
-        return names <= {model["id"] for model in json.loads(listed)["data"]}
+        there = {str(model["id"]) for model in json.loads(body)["data"]}
     except (ValueError, KeyError, TypeError):
-        return False
+        there = set()
+    if missing := names - there:
+        raise RunError(
+            f"another server answers at {HOST}:{port}: it serves {', '.join(sorted(there)) or 'no models'}, not "
+            f"{', '.join(sorted(missing))}; name a port that no other program uses with --port, or none"
+        )
+    return True
 
 
-def _get(port: int, path: str) -> bytes | None:
+def _get(port: int, path: str) -> tuple[int | None, bytes]:
+    """Status and body; no status where nothing answers."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
-        body = answer.read()
-        return body if answer.status == 200 else None
+        return answer.status, answer.read()
     except (OSError, http.client.HTTPException):
-        return None
+        return None, b""
     finally:
         connection.close()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and every process that it started: it leads a group of its own."""
+    """End the server and every process that it started, and the watchman, who heeds no SIGTERM."""
     try:
         if process.poll() is None:
             _signal_group(process, signal.SIGTERM)

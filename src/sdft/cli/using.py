@@ -78,12 +78,13 @@ def serve(
     console = Console()
     words = overrides or []
     first = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
-    for number in (signal.SIGTERM, signal.SIGHUP):  # however this process is ended, the server ends with it
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the server may end by itself, as on Ctrl-C
         signal.signal(number, _leave)
-    console.say(f"starting vllm for {recipe}; loading may take minutes")
-    with serving.serve(recipe, words[:first], method=method, port=port, arguments=words[first:]) as server:
+    with serving.serve(
+        recipe, words[:first], method=method, port=port, arguments=words[first:], console=console
+    ) as server:
         print(server.lines(), end="", flush=True)
-        console.say(f"serving at {server.base_url}, its log is {server.log}; Ctrl-C stops it")
+        console.say(f"serving at {server.base_url}; Ctrl-C stops it")
         server.wait()
 
 
