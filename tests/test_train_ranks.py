@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import sdft
 from helpers_models import save_tiny_model
 from helpers_pipeline import scripted_recipe
+from helpers_replicas import wait_until_gone
 from sdft.errors import RunError
 from sdft.rundir import read_json
 
@@ -29,6 +31,16 @@ def command(*arguments: str) -> list[str]:
 def losses(run: Path, method: str) -> list[float]:
     history = read_json(run / f"train/{method}/trainer_state.json")["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def rank_of(launcher: int, number: int) -> int:
+    """The pid of the process of this rank, which leads a session of its own, as torch's launcher starts it."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables = (path / "environ").read_bytes().split(b"\0")
+            if {f"RANK={number}".encode(), f"SDFT_LAUNCHER={launcher}".encode()} <= set(variables):
+                return int(path.name)
+    raise AssertionError(f"no process of rank {number}")
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +106,25 @@ def test_everything_but_training_wants_one_process(tree: dict[str, Any], monkeyp
         sdft.run(tree)
 
 
-def test_killed_and_started_again_it_goes_on(tree: dict[str, Any], two: Path) -> None:
+def test_the_launcher_killed_and_started_again_it_goes_on(tree: dict[str, Any], two: Path) -> None:
     path, file = selected(tree, "broken", 2)
     train = command("train", str(file), "--num-processes", "2")
-    process = subprocess.Popen(train, env=ENV, start_new_session=True)
+    process = subprocess.Popen(train, env=ENV)
     deadline = time.monotonic() + 200
     while not list((path / "train/.sft.part/checkpoints").glob("checkpoint-*/complete.json")):
         assert time.monotonic() < deadline and process.poll() is None, "no checkpoint was written"
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    leader = int((path / ".lock").read_text(encoding="utf-8"))
+    follower = rank_of(process.pid, 1)
+    os.kill(follower, signal.SIGSTOP)  # so that the other waits for it, and would for ever
+    process.kill()
     process.wait()
+    try:
+        assert wait_until_gone(leader, 20) == []
+    finally:
+        os.kill(follower, signal.SIGCONT)
+    assert wait_until_gone(follower, 20) == []
+    assert not (path / "train/sft").exists()
     subprocess.run(train, check=True, env=ENV, timeout=200)
     assert losses(path, "sft") == losses(two, "sft")
     weights = "train/sft/adapter_model.safetensors"

@@ -138,11 +138,12 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune with each of the recipe's methods. Also under torchrun or accelerate: see docs/cluster.md."""
+    from sdft.training.ranks import end_with_launcher, launch
+
     if num_processes == 1:
+        end_with_launcher()
         _run(recipe, overrides, quiet, redo=redo, only="train")
         return
-    from sdft.training.ranks import launch
-
     options = [*(["--redo", redo] if redo else []), *(["--quiet"] if quiet else [])]
     with _resumable():
         code = launch(["train", recipe, *(overrides or ()), *options], num_processes)

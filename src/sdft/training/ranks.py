@@ -6,10 +6,17 @@ Each process computes; the first, rank 0, decides what is to be done and writes 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from sdft.errors import RunError
+
+LAUNCHER = "SDFT_LAUNCHER"
+"""The variable that tells the processes of `launch` its pid."""
+LOOK = 0.5
+"""Seconds between two looks at whether the launcher is still there."""
 
 
 def rank() -> int:
@@ -47,11 +54,29 @@ def leader_first() -> Iterator[None]:
         yield
 
 
+def end_with_launcher() -> None:
+    """From now on this process ends when the launcher that started it is gone, as by `kill -9`; torchrun's, too.
+
+    Else it would train on unseen, or wait for ever, and hold the run's lock. It ends as if it were killed itself, which
+    a run folder survives. Nothing but a look now and then can tell: a launcher of torch's hands no pipe down.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+
+    def look() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LOOK)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `sdft` with these arguments in `count` processes on this machine; returns the exit code of the first to fail.
 
-    The processes share this terminal. Where one fails the others are ended. Raises RunError where this process was
-    itself started by a launcher, and KeyboardInterrupt on Ctrl-C, when they have ended.
+    The processes share this terminal. Where one fails, or this process is gone, the others are ended. Raises RunError
+    where this process was itself started by a launcher, and KeyboardInterrupt on Ctrl-C, when they have ended.
     """
     import logging
     import signal
@@ -67,6 +92,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its children speak for themselves
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    os.environ[LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
