@@ -3,8 +3,10 @@ real one)."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,9 +18,11 @@ import pytest
 
 from helpers_models import save_tiny_model, tiny_tokenizer
 from helpers_pipeline import scripted_recipe
+from helpers_replicas import members, wait_until_gone
 from sdft.engines import AutoSettings, Continuation, DistributionEngine, Engine, Request, Sampling, VLLMSettings
 from sdft.engines import auto as auto_engine
 from sdft.engines import vllm as vllm_engine
+from sdft.engines._vllm_worker import OPENER, EndsWithOpener
 from sdft.errors import EngineError, ModelError, RecipeError
 from sdft.models import ModelConfig
 from sdft.needs import with_engines
@@ -147,6 +151,9 @@ def test_vllm_is_opened_as_the_settings_say(model: ModelConfig) -> None:
     settings = VLLMSettings(tensor_parallel_size=2, gpu_memory_utilization=0.5, max_model_len=64, enforce_eager=True)
     with closing(settings.open(model)):
         options = FakeLLM.opened[0].options
+    module, _, name = options.pop("worker_extension_cls").rpartition(".")
+    assert getattr(importlib.import_module(module), name) is EndsWithOpener, "as vLLM's workers look it up"
+    assert os.environ[OPENER] == str(os.getpid())
     assert options == {
         "model": model.name, "dtype": "bfloat16", "trust_remote_code": False, "tensor_parallel_size": 2,
         "gpu_memory_utilization": 0.5, "max_model_len": 64, "max_num_seqs": 256, "enable_prefix_caching": True,
@@ -219,6 +226,41 @@ def test_a_stream_that_is_dropped_takes_its_rows_back_and_a_dead_vllm_is_told(mo
         llm.dies_after = llm.count
         with pytest.raises(EngineError, match=r"it has ended \(EngineCore encountered an issue\)"):
             list(engine.generate(requests, Sampling()))
+
+
+TREE = """
+import multiprocessing, os, time
+from sdft.engines._vllm_worker import OPENER, EndsWithOpener
+context = multiprocessing.get_context("fork")
+os.environ[OPENER] = str(os.getpid())
+
+class Worker(EndsWithOpener):
+    def __init__(self, rank):
+        os.write(1, b"ready\\n")
+
+def work():
+    Worker(rank=0)
+    time.sleep(60)
+
+def core():
+    context.Process(target=work).start()
+    time.sleep(60)
+
+for target in (work, core):
+    context.Process(target=target).start()
+time.sleep(60)
+"""
+"""Starts processes as vLLM does: a core that has the worker in it, as with one GPU, and one with a worker beside it."""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="of Linux")
+def test_killed_it_leaves_none_of_vllms_processes() -> None:
+    command = [sys.executable, "-c", TREE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as opener:
+        assert opener.stdout is not None
+        assert [opener.stdout.readline() for _ in range(2)] == ["ready\n"] * 2 and len(members(opener.pid)) == 4
+        opener.kill()
+    assert wait_until_gone(opener.pid, 20) == []
 
 
 def test_check_says_how_to_get_it(model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sdft.engines._stops import split_stops
+from sdft.engines._vllm_worker import OPENER, EndsWithOpener
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError, ModelError, ScoringError
 from sdft.models import ModelConfig, adapter_folder, load_tokenizer, pick_dtype, resolve
@@ -87,13 +88,14 @@ class _Scored:
 
 
 class VLLMEngine:
-    """See VLLMSettings. vLLM's own process, and the memory it holds, are gone after `close`."""
+    """See VLLMSettings. vLLM's own processes, and the memory they hold, are gone after `close`, and with this one."""
 
     def __init__(self, settings: VLLMSettings, config: ModelConfig) -> None:
         for problem in settings.missing():
             raise EngineError(f"engine vllm: {problem}")
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        os.environ[OPENER] = str(os.getpid())
         self.settings = settings
         folder = resolve(config)
         self.tokenizer: Any = load_tokenizer(config)
@@ -116,6 +118,7 @@ class VLLMEngine:
                 max_num_seqs=settings.max_batch_size,
                 enable_prefix_caching=settings.enable_prefix_caching,
                 enforce_eager=settings.enforce_eager,
+                worker_extension_cls=f"{EndsWithOpener.__module__}.{EndsWithOpener.__qualname__}",
                 **_whole_prompts(),
                 **room,
             )
