@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,18 +68,20 @@ class Judgement(Record):
     tokens: int
 
 
-def estimate(judge: JudgeSettings, questions: Iterable[Question]) -> str:
-    """Calls, tokens and, where prices are given, cost of asking, in words; prompt tokens by the texts' length."""
-    calls = prompt_tokens = 0
-    for question in questions:
-        calls += 1
-        prompt_tokens += len(question.text) // CHARS_PER_TOKEN + 1
-    tokens = calls * judge.max_new_tokens
+def tokens_of(judge: JudgeSettings, questions: Sequence[Question]) -> tuple[int, int]:
+    """Prompt tokens of asking, by the texts' length, and reply tokens at most."""
+    prompt_tokens = sum(len(question.text) // CHARS_PER_TOKEN + 1 for question in questions)
+    return prompt_tokens, len(questions) * judge.max_new_tokens
+
+
+def estimate(judge: JudgeSettings, questions: Sequence[Question]) -> str:
+    """Calls, tokens and, where prices are given, cost of asking, in words."""
+    prompt_tokens, tokens = tokens_of(judge, questions)
     cost = judge.cost(prompt_tokens, tokens)
     price = "" if cost is None else f", cost at most about {cost:.2g}"
     return (
-        f"judge {judge.model} at {judge.urls[0]}: {calls:,} calls, about {prompt_tokens:,} prompt tokens and at most "
-        f"{tokens:,} reply tokens{price}"
+        f"judge {judge.model} at {judge.urls[0]}: {len(questions):,} calls, about {prompt_tokens:,} prompt tokens "
+        f"and at most {tokens:,} reply tokens{price}"
     )
 
 
@@ -108,7 +110,7 @@ def ask(
     left = {key: question for key, question in keys.items() if key not in done}
     failed: Counter[str] = Counter()
     if left:
-        console.say(f"{what}: {estimate(judge, left.values())}")
+        console.say(f"{what}: {estimate(judge, list(left.values()))}")
         sampling = Sampling(temperature=judge.temperature, max_new_tokens=judge.max_new_tokens)
         requests = (
             Request(key, "", seed_for(key), messages=(Message(role="user", content=question.text),))

@@ -68,17 +68,26 @@ def gpu_count() -> int:
     return count if chosen is None else min(count, sum(bool(part.strip()) for part in chosen.split(",")))
 
 
+def gpu_size() -> int | None:
+    """Bytes of the first GPU, used ones included; None where there is none."""
+    return next(iter(_on_gpus("memory.total")), None)
+
+
 def _gpu_memory() -> int | None:
     return next(iter(_free_on_gpus()), None)
 
 
 def _free_on_gpus() -> list[int]:
     """Bytes free on each GPU."""
+    return _on_gpus("memory.free")
+
+
+def _on_gpus(field: Literal["memory.free", "memory.total"]) -> list[int]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     asked = subprocess.run(
-        [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
+        [tool, f"--query-gpu={field}", "--format=csv,noheader,nounits"],
         capture_output=True, text=True, check=False, timeout=30,
     )  # fmt: skip
     return [int(line) << 20 for line in asked.stdout.split() if line.isdigit()]

@@ -223,10 +223,13 @@ class JudgedBenchmark(DatasetBenchmark):
             [rows[index] for index in whole], [[read[question] for question in asked[index]] for index in whole]
         ), notes
 
+    def longest_questions(self, models: int, sampling: Sampling) -> list[Question]:
+        """What the judge would be asked if every reply were as long as it may be."""
+        reply = "x" * CHARS_PER_TOKEN * (self.sampling or sampling).max_new_tokens
+        return models * [question for example in self.examples() for question in self.questions(example, reply)]
+
     def forecast(self, models: int, sampling: Sampling) -> str | None:
-        """Calls, tokens and cost of the judge, if every reply were as long as it may be."""
+        """Calls, tokens and cost of the judge, at most."""
         if self.judge_model is None:
             return None
-        reply = "x" * CHARS_PER_TOKEN * (self.sampling or sampling).max_new_tokens
-        questions = [question for example in self.examples() for question in self.questions(example, reply)]
-        return f"at most {estimate(self.judge_model, questions * models)}"
+        return f"at most {estimate(self.judge_model, self.longest_questions(models, sampling))}"

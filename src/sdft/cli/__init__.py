@@ -346,7 +346,7 @@ for command, examples in (
         looking.check,
         ("sdft check mine.yaml --data", "sdft check chat/gsm8k model=./my-model > whole.yaml"),
     ),
-    (looking.plan, ("sdft plan mine.yaml",)),
+    (looking.plan, ("sdft plan mine.yaml", "sdft plan mine.yaml --num-processes 8")),
     (
         looking.render,
         (

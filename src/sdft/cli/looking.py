@@ -56,7 +56,11 @@ def check(
             raise typer.Exit(2)
 
 
-def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    num_processes: Annotated[int, typer.Option(min=1, help="As for `sdft train`: how many processes will train.")] = 1,
+) -> None:
     """Say what a recipe will take, before it is run.
 
     Rows, tokens, time, memory, disk and cost. Loads the model briefly.
@@ -65,8 +69,10 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     from sdft.planning import plan_recipe
 
     resolved, _ = check_all(recipe, overrides or ())
-    for line in plan_recipe(resolved):
-        print(line, flush=True)
+    for line in plan_recipe(resolved, num_processes):
+        kind, colon, text = line.partition(": ")
+        lead, columns = kind + colon, shutil.get_terminal_size().columns
+        print(filled(lead, text, max(columns, len(lead) + 40)) if sys.stdout.isatty() else line, flush=True)
 
 
 def render(
