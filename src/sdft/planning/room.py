@@ -123,7 +123,7 @@ def _with_transformers(
     way_out = "take a smaller model or lower max_batch_size"
     if shares:
         need *= replicas
-        return f"each of {replicas} replicas {told}; {_size(need)} in all{_too_little(need, free, way_out)}"
+        return f"each of {replicas} replicas takes {told}; {_size(need)} in all{_too_little(need, free, way_out)}"
     each = " on each GPU" if device == "cuda" and engine.replicas != 1 and gpu_count() > 1 else ""
     return f"{told}{each}{_too_little(need, free, way_out)}"
 
@@ -132,7 +132,7 @@ def _with_ray(engine: RaySettings, recipe: Recipe, shape: Shape, row: int, drift
     assert isinstance(engine.inner, TransformersSettings)
     device: DeviceName = "cuda" if engine.num_gpus else "cpu"
     need, told = _one_engine(engine.inner, recipe, shape, row, drifts, device, None)
-    told = f"each of {engine.replicas} replicas {told}" if engine.replicas > 1 else told
+    told = f"each of {engine.replicas} replicas takes {told}" if engine.replicas > 1 else told
     if engine.address is None and device == "cpu":
         need *= engine.replicas
         return f"{told}; {_size(need)} in all{_too_little(need, free, 'lower replicas or max_batch_size')}"
@@ -174,7 +174,7 @@ def _to_train(recipe: Recipe, shape: Shape, sample: Sample | None, processes: in
     way_out = "see train.lora, per_device_train_batch_size, max_length and gradient_checkpointing"
     if processes == 1:
         return told + _too_little(need, free, way_out)
-    told = f"each of {processes} processes {told}"
+    told = f"each of {processes} processes takes {told}"
     if device == "cuda":
         few = f": too few GPUs, {gpu_count()} are seen here" if gpu_count() < processes else ""
         return told + (few or _too_little(need, free, way_out))

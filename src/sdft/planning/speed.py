@@ -38,7 +38,7 @@ TRIED = 8
 """Prompts that are tried at least, where there are so many."""
 TRIED_TOKENS = 24
 """New tokens of each."""
-TRIED_SECONDS = 5.0
+TRIED_SECONDS = 10.0
 """That reading the tried prompts may take, where more than TRIED are tried."""
 TRIED_STEPS = 3
 """Of training; the first, which starts everything up, is not timed."""
