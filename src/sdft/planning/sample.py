@@ -90,8 +90,8 @@ def draw(recipe: Recipe, count: Counter) -> Sample | None:
     rows, examples = _drawn(recipe)
     if not examples:
         return None
-    renderer = open_prompter(recipe.prompt, recipe.distill.engine, recipe.model).renderer
-    shared = open_prompter(recipe.prompt, recipe.distill.engine, recipe.model).shared(renderer.distill)
+    prompter = open_prompter(recipe.prompt, recipe.distill.engine, recipe.model)
+    renderer = prompter.renderer
     plain = Renderer(recipe.prompt, load_tokenizer(recipe.model)) if recipe.methods else renderer
     distill_prompts = [count(renderer.distill(example).text) for example in examples]
     train_prompts = [count(plain.train(example).text) for example in examples]
@@ -100,7 +100,7 @@ def draw(recipe: Recipe, count: Counter) -> Sample | None:
         rows=rows,
         examples=examples,
         distill_prompt=fmean(distill_prompts),
-        distill_shared=count(shared),
+        distill_shared=count(prompter.shared(renderer.distill)),
         train_prompt=fmean(train_prompts),
         original=fmean(originals),
         rewrite=fmean(originals),
