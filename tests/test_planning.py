@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import sdft
+from helpers_data import data_folder
 from helpers_models import save_tiny_model
 from helpers_pipeline import scripted_recipe
 from sdft import memory
@@ -205,6 +206,7 @@ def test_the_room_that_vllm_has_for_its_cache(
 
 
 def test_the_cost_of_paid_servers_and_judges_is_planned_without_asking_them(tmp_path: Path) -> None:
+    data_folder("bench/xstest/xstest_prompts.jsonl")
     server = {"prompt_price": 1.0, "completion_price": 2.0, "base_url": "http://127.0.0.1:9/v1"}
     tree = scripted_recipe(tmp_path, rows=50, model="org/model", prompt={"style": "chat"})
     tree["distill"] = {"engine": {"name": "openai", **server}, "max_new_tokens": 16, "candidates": 3}
