@@ -21,8 +21,8 @@ from helpers_pipeline import scripted_recipe
 from helpers_server import MODEL, Fault, Served, prompt_of, said, serving
 from sdft.engines import OpenAISettings, Request, Sampling
 from sdft.engines import _servers as servers
-from sdft.engines.openai import MOST_FAILURES
-from sdft.errors import EngineError, RecipeError
+from sdft.engines.openai import MOST_FAILURES, PROBE
+from sdft.errors import EngineError, RecipeError, ScoringError
 from sdft.models import ModelConfig
 from sdft.prompts import PromptConfig
 from sdft.records import Choice, Completion, Message, Prediction, Rewrite
@@ -184,9 +184,8 @@ def test_an_answer_to_another_request_is_not_taken(server: Served) -> None:
     assert all_well(generate(server, asked(20), max_concurrency=4), 20)
     assert len(server.bodies) > 20 and len(set(server.names)) == len(server.bodies)
     server.answers = lambda n: 0
-    found = generate(server, asked(2), max_retries=1)
-    assert {item.finish for item in found.values()} == {"error"}
-    assert "answer is that to another request" in (found["0"].error or "")
+    with pytest.raises(EngineError, match="answer is that to another request"):
+        generate(server, asked(2), max_retries=1)
 
 
 def test_a_prompt_that_the_server_refuses_is_not_sent_again(server: Served) -> None:
@@ -223,7 +222,7 @@ def test_a_wrong_key_stops_at_once_and_is_shown_nowhere(server: Served, monkeypa
         generate(server, asked(3), max_concurrency=1, api_key_env="MY_KEY")
     assert server.keys == [f"Bearer {KEY}"]
     assert KEY not in str(error.value) and error.value.__cause__ is None
-    server.plan = lambda n, body: said(400, f"bad {KEY}")
+    server.plan = lambda n, body: said(400, f"bad {KEY}") if prompt_of(body) != PROBE else None
     assert KEY not in (generate(server, asked(1), api_key_env="MY_KEY")["0"].error or "")
     server.plan = lambda n, body: None
     server.reply = lambda body: f"your key is {KEY}"
@@ -301,13 +300,38 @@ def test_a_server_that_fails_everything_stops_the_run_before_a_row_is_written(se
     assert not seen
 
 
-def test_a_refusal_of_all_there_is_stops_and_that_of_a_few_odd_ones_does_not(server: Served) -> None:
+@pytest.mark.parametrize("count", [1, 5, 100])
+def test_a_server_that_refuses_everything_stops_the_run_before_a_row_is_written(server: Served, count: int) -> None:
     server.plan = lambda n, body: said(400, "this server is for another model")
-    with pytest.raises(EngineError, match=r"5 requests failed .*another model"):
-        generate(server, asked(5))
-    assert {item.finish for item in generate(server, asked(2)).values()} == {"error"}
-    server.plan = lambda n, body: said(400, f"{prompt_of(body)} is too long")
-    assert {item.finish for item in generate(server, asked(5)).values()} == {"error"}
+    engine = OpenAISettings(base_url=server.url).open(ModelConfig(name=MODEL))
+    seen = []
+    with closing(engine), pytest.raises(EngineError, match=rf"^{min(count, 20)} requests failed .*another model"):
+        for completion in engine.generate(asked(count), Sampling()):
+            seen.append(completion)
+    assert not seen
+
+
+def test_a_server_that_begins_to_refuse_everything_stops_the_run_after_good_answers_too(server: Served) -> None:
+    server.plan = lambda n, body: said(400, "not for you") if n >= 30 else None
+    engine = OpenAISettings(base_url=server.url, max_concurrency=4).open(ModelConfig(name=MODEL))
+    seen = []
+    with closing(engine), pytest.raises(EngineError, match=rf"^{MOST_FAILURES} requests failed .*not for you"):
+        for completion in engine.generate(asked(200), Sampling()):
+            seen.append(completion.finish)
+    assert 30 <= len(seen) < 34 and seen.count("stop") == 30, "the last good answers come among the first refusals"
+
+
+@pytest.mark.parametrize("count", [1, 3, 45])
+def test_rows_that_are_refused_for_their_own_sake_are_rows_though_none_is_answered(server: Served, count: int) -> None:
+    too_long = said(400, "maximum context length is 8 tokens")
+    server.plan = lambda n, body: None if prompt_of(body) == PROBE else too_long
+    found = generate(server, asked(count, stop=("END",)), Sampling(temperature=1, top_k=3))
+    assert len(found) == count and {row.finish for row in found.values()} == {"error"}
+    assert all("maximum context length" in (row.error or "") for row in found.values())
+    probes = [body for body in server.bodies if prompt_of(body) == PROBE]
+    assert len(probes) == max(1, count // MOST_FAILURES)
+    own = {"messages": None, "seed": None}
+    assert probes[0] | own == server.bodies[0] | own, "else what is refused in all requests would not show"
 
 
 def unused_url() -> str:
@@ -365,6 +389,36 @@ def test_a_server_that_comes_back_is_asked_again(server: Served) -> None:
         assert len(other.bodies) - refused > 5
 
 
+def test_one_of_several_that_has_no_such_model_is_left_out_and_named(server: Served) -> None:
+    def missing(n: int, body: dict[str, Any]) -> Fault:
+        return said(404, "The model does not exist.")
+
+    server.seconds = 0.01
+    with serving() as late, serving() as wrong:
+        late.plan = lambda n, body: missing(n, body) if n < 3 else None
+        wrong.plan, wrong.models = missing, ["another"]
+        settings = OpenAISettings(base_url=(wrong.url, late.url, server.url), max_concurrency=2)
+        with closing(settings.open(ModelConfig(name=MODEL))) as engine:
+            found = {row.id: row for row in engine.generate(asked(80), Sampling())}
+            notes = engine.notes()
+        assert all_well(found, 80)
+        assert len(late.bodies) > 5, "it was asked again until it had the model"
+        assert len(wrong.bodies) < 20, "it was tried now and then, not with every request"
+        [note] = notes
+        assert note.startswith(f"{wrong.url} was left out at the end: {wrong.url}: 404 - ") and "another" in note
+        server.plan = late.plan = missing
+        with pytest.raises(EngineError) as error:
+            generate((wrong.url, late.url, server.url), asked(3))
+    assert all(url in str(error.value) for url in (wrong.url, late.url, server.url))
+
+
+def test_one_of_several_that_refuses_the_key_stops_the_run_and_is_named(server: Served) -> None:
+    with serving() as other:
+        other.plan = lambda n, body: said(403, "no entry")
+        with pytest.raises(EngineError, match=rf"^{other.url}: 403 .*no entry; the server refuses access"):
+            generate((server.url, other.url), asked(30), max_concurrency=2)
+
+
 def test_closing_early_leaves_nothing_running(server: Served) -> None:
     server.seconds = 0.2
     engine = OpenAISettings(base_url=server.url, max_concurrency=8).open(ModelConfig(name=MODEL))
@@ -407,6 +461,17 @@ def test_given_replies_are_scored_as_by_the_model_itself(server: Served, tmp_pat
         served = OpenAISettings(base_url=server.url, max_concurrency=2, models={"seed": MODEL, "sft": "my-sft"})
         with closing(open_engine(served, "sft", config)) as engine, pytest.raises(EngineError, match="scores no given"):
             list(engine.logprobs(items))
+        server.plan = lambda n, body: said(404, "Not Found") if "prompt" in body else None
+        with closing(open_engine(served, "sft", config)) as engine:
+            with pytest.raises(ScoringError, match=r"at /chat/completions alone; the log-prob.* engine trans"):
+                list(engine.logprobs(items))
+            with pytest.raises(EngineError, match=r"alone; prompts as text need .* prompt\.style: chat"):
+                list(engine.generate([Request("0", "Q:")], Sampling()))
+            assert next(engine.generate(asked(1), Sampling())).text == "reply to question 0"
+        server.plan = lambda n, body: said(404, "Not Found")
+        with closing(open_engine(served, "sft", config)) as engine, pytest.raises(EngineError, match="no model 'my-s"):
+            list(engine.logprobs(items))
+        server.paths.clear()
         server.score = score
         for server.scores_by in ("prompt_logprobs", "echo"):
             other = "echo" if server.scores_by == "prompt_logprobs" else "prompt_logprobs"
@@ -500,6 +565,7 @@ def test_requests_beyond_the_needed_ones_are_counted_and_shown(tmp_path: Path, s
     assert not [note for note in read_json(folder / "manifest.json")["notes"] if "requests" in note]
     server.plan = lambda n, body: said(500, "oops") if n % 7 == 0 else None
     server.bodies.clear()
+    server.names.clear()
     folder = sdft.run({**tree, "name": "faulty"}).path
     notes = [note for note in read_json(folder / "manifest.json")["notes"] if "requests" in note]
     assert [note.partition(": ")[0] for note in notes] == ["distill", "seed on drift"]
@@ -519,6 +585,19 @@ def test_an_empty_reply_is_a_row_and_the_original_stays(tmp_path: Path, server: 
     assert len(chosen) == 12
     [empty] = [choice for choice in chosen if choice.verdict.reason == "empty"]
     assert (empty.source, empty.response) == ("original", "7")
+
+
+def test_where_every_row_is_refused_for_its_own_sake_the_originals_stay(tmp_path: Path, server: Served) -> None:
+    server.plan = lambda n, body: None if prompt_of(body) == PROBE else said(400, "the prompt is too long")
+    folder = sdft.run(recipe(tmp_path, server), only="distill").path
+    rows = list(read_jsonl(folder / "distill/rewrites.jsonl", Rewrite))
+    assert len(rows) == 12 and all("too long" in (row.error or "") for row in rows)
+    sdft.run(folder, only="select")
+    assert {choice.source for choice in read_jsonl(folder / "select/choices.jsonl", Choice)} == {"original"}
+    notes = read_json(folder / "manifest.json")["notes"]
+    assert any(note.endswith("lost in flight when the run was interrupted, 1 to see whether the server answers at all")
+               for note in notes)  # fmt: skip
+    assert any(note.startswith("select: only 0 of 12 rows have a rewrite") for note in notes)
 
 
 def test_an_interrupted_run_goes_on_at_another_address_without_asking_twice(tmp_path: Path, server: Served) -> None:

@@ -109,6 +109,7 @@ def ask(
     done = {found.key: found for found in (read_jsonl(path, Judgement) if path.exists() else ())}
     left = {key: question for key, question in keys.items() if key not in done}
     failed: Counter[str] = Counter()
+    beyond: list[str] = []
     if left:
         console.say(f"{what}: {estimate(judge, list(left.values()))}")
         sampling = Sampling(temperature=judge.temperature, max_new_tokens=judge.max_new_tokens)
@@ -137,8 +138,9 @@ def ask(
                 writer.write(judgement)
                 done[judgement.key] = judgement
                 task.advance(extra=completion.tokens)
+            beyond = engine.notes()
     found = {question: done[key] for key, question in keys.items() if key in done}
-    beyond = beyond_needed(folder / COUNTED, len(done) + failed.total())
+    beyond += beyond_needed(folder / COUNTED, len(done) + failed.total())
     return found, _notes(judge, found, failed) + [f"judge {judge.model}: {note}" for note in beyond]
 
 

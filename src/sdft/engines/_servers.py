@@ -1,13 +1,15 @@
 """Requests to one or more OpenAI-compatible servers: spread, slowed down, repeated. Runs in an event loop.
 
-What can go wrong is of four kinds:
+What can go wrong is of five kinds:
 
 - not now (no connection, 429, 503): the server's state, not the request's fault. The server is left alone for as
   long as it asks, or for a growing while, and the request waits for the next server that is free. A single one among
   good answers, without a time to wait, only slows the server down a little.
 - a failure (time-out, 500, a broken answer): the request is sent again, at most `max_retries` times.
 - refused (400, 413, 422): the request fails for good.
-- hopeless (401, 403, 404, an empty account): EngineError at once.
+- not here (404): the server has no such model or path. It is left alone as one that is down, and the request goes to
+  another; EngineError where all say so.
+- hopeless (401, 403, an empty account): EngineError at once. All servers are sent the same key.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ import httpx2
 import openai
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from sdft.engines._tally import Tally
-from sdft.engines.openai import REDUNDANT, ServerSettings
+from sdft.engines._tally import AGAIN, FIRST, PROBED, Tally
+from sdft.engines.openai import PROBE, REDUNDANT, ServerSettings
 from sdft.errors import EngineError, did_you_mean
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 30.0
@@ -131,6 +133,17 @@ class _NotNow(Exception):
         """Whether nothing can be reached there."""
 
 
+class _NotHere(Exception):
+    def __init__(self, reason: str, path: bool) -> None:
+        super().__init__(reason)
+        self.path = path
+        """Whether the path is what is missing, and not the model."""
+
+
+class NoCompletionsError(EngineError):
+    """The servers answer at /chat/completions, and not at /completions."""
+
+
 class _Failed(Exception):
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -156,15 +169,20 @@ class Server:
     """Faults since its last good answer; those of requests that were in flight together count once."""
     trouble: str = ""
     """The last of them, in words."""
+    lacks: _NotHere | None = None
+    """The last of them, where it said that it has no such model or path."""
+    left_out: bool = False
+    """Whether it has been left alone for its faults, and not answered well since."""
 
     def answered(self, most: int) -> None:
         """Let it do a little more."""
         self.stumbles = 0
+        self.lacks, self.left_out = None, False
         self.limit = min(float(most), self.limit + (1.0 if self.limit < self.quick_to else 1.0 / self.limit))
 
     def stumbled(self, started: float, reason: str) -> bool:
         """Note a fault; whether it is a new one, and not that of a request sent before the last one was known."""
-        self.trouble = reason
+        self.trouble, self.lacks = reason, None
         if started < self.stumbled_at:
             return False
         self.stumbled_at = time.monotonic()
@@ -173,6 +191,7 @@ class Server:
 
     def rest(self, seconds: float | None) -> None:
         """Leave it alone for so long, or for a while that grows with its faults."""
+        self.left_out = True
         pause = _pause(self.stumbles - 1) if seconds is None else seconds * (1 + 0.1 * random.random())
         self.ready_at = max(self.ready_at, time.monotonic() + pause)
 
@@ -236,18 +255,27 @@ class Servers:
         text = " ".join(text.split())
         return text if len(text) <= 300 else text[:297] + "..."
 
-    async def ask(self, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
-        """The answer to one request. Raises RequestFailed, and EngineError where no server can go on."""
+    async def ask(self, endpoint: Endpoint, body: Mapping[str, Any], letter: bytes = FIRST) -> Answer:
+        """The answer to one request, which is counted by its letter.
+
+        Raises RequestFailed, and EngineError where no server can go on.
+        """
         failures = 0
-        again = False
         while True:
             server = await self._turn()
             started, nap = time.monotonic(), 0.0
             if self.tally:
-                self.tally.sent(again)
-            again = True
+                self.tally.sent(letter)
+            letter = AGAIN
             try:
                 answer = await self._send(server, endpoint, body)
+            except _NotHere as error:
+                if server.stumbled(started, str(error)):
+                    server.quick_to, server.limit = server.limit, 1.0
+                    server.rest(None)
+                server.lacks = error
+                self.tried = time.monotonic()
+                self._refuse_where_nobody_has_it()
             except _NotNow as error:
                 new = server.stumbled(started, str(error))
                 serious = error.gone or error.pause is not None or server.stumbles > 1
@@ -319,6 +347,12 @@ class Servers:
             "what is done is kept"
         )
 
+    def _refuse_where_nobody_has_it(self) -> None:
+        lacking = [server.lacks for server in self.servers if server.lacks]
+        if len(lacking) == len(self.servers):
+            kind = NoCompletionsError if all(error.path for error in lacking) else EngineError
+            raise kind("; ".join(map(str, lacking)))
+
     async def _send(self, server: Server, endpoint: Endpoint, body: Mapping[str, Any]) -> Answer:
         name = next(self._names)
         try:
@@ -343,7 +377,7 @@ class Servers:
             what = self.clean(f"{where}: {first['msg']}" if where else first["msg"])
             raise _Failed(f"{server.url}: the answer is not one of an OpenAI-compatible server ({what})") from None
         except openai.APIStatusError as error:
-            raise await self._judged(server, error, body) from None
+            raise await self._judged(server, error, endpoint, body) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__
             if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
@@ -366,7 +400,9 @@ class Servers:
             raise _NotNow(where, None, down=False)
         raise _Failed(where)
 
-    async def _judged(self, server: Server, error: openai.APIStatusError, body: Mapping[str, Any]) -> Exception:
+    async def _judged(
+        self, server: Server, error: openai.APIStatusError, endpoint: Endpoint, body: Mapping[str, Any]
+    ) -> Exception:
         """What an answer with an error code means."""
         code = error.status_code
         message = error.message.removeprefix("Error code: ")
@@ -384,13 +420,33 @@ class Servers:
                 else "where it wants a key, put it into an environment variable and name that in api_key_env"
             )
             return EngineError(f"{where}; the server refuses access: {way_out}")
+        if code == 404 and endpoint == "completions" and await self._chats(server):
+            return _NotHere(f"{where}; the server answers '{self.model}' at /chat/completions alone", path=True)
         if code == 404:
-            return EngineError(f"{where}; the server knows no model '{self.model}'{await self._known_models(server)}")
+            hint = await self._known_models(server)
+            return _NotHere(f"{where}; the server knows no model '{self.model}'{hint}", path=False)
         if code in (408, 409) or code >= 500:
             return _Failed(where, retry_after(error.response.headers))
         if code in (400, 422) and (named := [n for n in REDUNDANT if n in body and _is_refused(n, error.param, said)]):
             return EngineError(f"{where}; where the server does not take a field, name it: leave_out: [{named[0]}]")
         return RequestFailed(where, by_server=False)
+
+    async def _chats(self, server: Server) -> bool:
+        """Whether the server answers turns by this model, so that a path is what it lacks."""
+        turns = [{"role": "user", "content": PROBE}]
+        if self.tally:
+            self.tally.sent(PROBED)
+        try:
+            async with asyncio.timeout(self.settings.timeout):
+                await server.client.post(
+                    "/chat/completions",
+                    cast_to=httpx2.Response,
+                    body={"model": self.model, "messages": turns, self.settings.max_tokens_field: 1},
+                    options={"security": {"bearer_auth": True}},
+                )
+        except (openai.OpenAIError, TimeoutError):
+            return False
+        return True
 
     async def _known_models(self, server: Server) -> str:
         """What to do about a model that is not there; the server says which ones it has."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO
 
-FIRST, AGAIN = b"s", b"r"
+FIRST, AGAIN, PROBED = b"s", b"r", b"p"
 
 
 class Tally:
-    """A file with one letter for each request: `s` sent, `r` sent again after a fault of the server.
+    """A file with one letter for each request: `s` sent, `r` sent again after a fault of the server, `p` a probe.
 
     `with` opens it for counting on. A letter is written before its request goes out.
     """
@@ -28,10 +28,10 @@ class Tally:
             self._file.close()
             self._file = None
 
-    def sent(self, again: bool) -> None:
+    def sent(self, letter: bytes) -> None:
         """Count one request. Raises OSError where the disk is full."""
         if self._file is not None:
-            self._file.write(AGAIN if again else FIRST)
+            self._file.write(letter)
 
     def beyond(self, answered: int) -> str | None:
         """In words, the requests beyond the one that each of so many answered rows needs; None where there are none.
@@ -39,11 +39,12 @@ class Tally:
         Those lost were in flight when a call was interrupted, and had to be asked once more.
         """
         letters = self.path.read_bytes() if self.path.exists() else b""
-        again = letters.count(AGAIN)
-        lost = max(0, len(letters) - again - answered)
-        if not again and not lost:
+        again, probes = letters.count(AGAIN), letters.count(PROBED)
+        lost = max(0, len(letters) - again - probes - answered)
+        if not again and not lost and not probes:
             return None
-        return (
+        told = (
             f"{len(letters):,} requests for {answered:,} rows: {again:,} sent again after a fault of the server, "
             f"{lost:,} lost in flight when the run was interrupted"
         )
+        return f"{told}, {probes:,} to see whether the server answers at all" if probes else told

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from sdft.engines._tally import Tally
+from sdft.engines._tally import FIRST, PROBED, Tally
 from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError, ScoringError
 from sdft.models import ModelConfig, load_tokenizer
-from sdft.records import Completion, Settings
+from sdft.records import Completion, Message, Settings
 
 if TYPE_CHECKING:
     from sdft.engines._servers import Answer, Endpoint
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 REDUNDANT = ("seed", "top_k", "top_p", "temperature", "stop")
 """Fields of a request that some servers do not take."""
 MOST_FAILURES = 20
-"""Requests that may fail one after the other before the engine gives up."""
-FEWEST_FAILURES = 3
-"""Requests that, where all there are fail in the same way, tell of the server or the settings and not of themselves."""
+"""Requests that may fail one after the other before the engine gives up, or looks whether it should."""
+PROBE = "Hi"
+"""What a server answers that answers anything: where it is refused, too, rows are not refused for their own sake."""
 SCORING: tuple[Mapping[str, Any], ...] = ({"prompt_logprobs": 1}, {"echo": True, "logprobs": 1})
 """The fields by which servers score a given text: vLLM's, and those of OpenAI's older models, which SGLang has too."""
 SECRET_LENGTH = 16
@@ -199,17 +199,19 @@ class OpenAIEngine:
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Yield one completion for each request as it finishes. `requests` is read as servers have room.
 
-        Failures are handed out only once another request has succeeded, or all is done: where every request fails,
-        EngineError is raised, and no dataset turned into error rows.
+        Failures are handed out only once another request has succeeded: where there is none, a short one that no
+        server refuses is sent. Where that fails, too, or MOST_FAILURES in a row are the server's own, EngineError is
+        raised, and no dataset turned into error rows.
         """
         import asyncio
 
-        from sdft.engines._servers import RequestFailed
+        from sdft.engines._servers import NoCompletionsError, RequestFailed
 
         waiting = iter(requests)
         done: SimpleQueue[Future[Completion]] = SimpleQueue()
         flying: dict[Future[Completion], Request] = {}
         failed: list[Completion] = []
+        faults = 0
         self._servers.begin()
         try:
             while True:
@@ -220,25 +222,52 @@ class OpenAIEngine:
                 if not flying:
                     break
                 future = done.get()
-                request = flying.pop(future)
+                asked = flying.pop(future)
                 try:
                     completion = future.result()
                 except RequestFailed as error:
-                    failed.append(_error(request, str(error)))
-                    if len(failed) >= MOST_FAILURES and (error.by_server or not self._answered):
+                    failed.append(_error(asked, str(error)))
+                    faults += error.by_server
+                    if faults >= MOST_FAILURES:
                         raise _hopeless(failed) from None
+                    if len(failed) >= MOST_FAILURES:
+                        self._probe(asked, sampling, failed)
+                        yield from failed
+                        failed.clear()
                     continue
+                except NoCompletionsError as error:
+                    raise EngineError(
+                        f"{error}; prompts as text need /completions: take prompt.style: chat and endpoint: chat, or "
+                        "another server"
+                    ) from None
                 self.prompt_tokens += completion.prompt_tokens
                 self.tokens += completion.tokens
-                self._answered = True
+                self._answered, faults = True, 0
                 yield from failed
                 failed.clear()
                 yield completion
-            if len(failed) >= FEWEST_FAILURES and not self._answered and len({f.error for f in failed}) == 1:
-                raise _hopeless(failed)
+            if failed and not self._answered:
+                self._probe(asked, sampling, failed)
             yield from failed
         finally:
             self._stop(flying)
+
+    def _probe(self, like: Request, sampling: Sampling, failed: list[Completion]) -> None:
+        """Ask what is refused for no reason of its own, in the same form. Raises EngineError where that fails, too."""
+        import asyncio
+
+        from sdft.engines._servers import RequestFailed
+
+        turns = None if like.messages is None else (Message(role="user", content=PROBE),)
+        probe = replace(like, prompt=PROBE, messages=turns)
+        future = asyncio.run_coroutine_threadsafe(self._complete(probe, sampling, PROBED), self._loop)
+        try:
+            future.result()
+        except RequestFailed:
+            raise _hopeless(failed) from None
+        finally:
+            self._stop([future])
+        self._answered = True
 
     def _stop(self, flying: Iterable[Future[Any]]) -> None:
         """Cancel what is in flight, and wait until it has ended."""
@@ -248,12 +277,17 @@ class OpenAIEngine:
             future.cancel()
         asyncio.run_coroutine_threadsafe(_settle(), self._loop).result()
 
-    async def _complete(self, request: Request, sampling: Sampling) -> Completion:
+    def notes(self) -> list[str]:
+        """Which servers were left out at the end, and why."""
+        return [f"{s.url} was left out at the end: {s.trouble}" for s in self._servers.servers if s.left_out]
+
+    async def _complete(self, request: Request, sampling: Sampling, letter: bytes = FIRST) -> Completion:
         as_turns = request.messages is not None and self.endpoint != "completions"
         endpoint: Endpoint = "chat" if as_turns else "completions"
         if self.endpoint == "chat" and not as_turns:
             return _error(request, "endpoint: chat sends turns, and this prompt has none; use endpoint: auto")
-        return self._completion(request, await self._servers.ask(endpoint, self.body(request, sampling, endpoint)))
+        answer = await self._servers.ask(endpoint, self.body(request, sampling, endpoint), letter)
+        return self._completion(request, answer)
 
     def body(self, request: Request, sampling: Sampling, endpoint: Endpoint) -> dict[str, Any]:
         """The fields of one request but the model."""
@@ -349,7 +383,7 @@ class OpenAIEngine:
 
     def _scoring_way(self, row: _Scored) -> Mapping[str, Any]:
         """The fields by which this server scores a given text, found by trying."""
-        from sdft.engines._servers import RequestFailed
+        from sdft.engines._servers import NoCompletionsError, RequestFailed
 
         why = ""
         for way in SCORING:
@@ -359,6 +393,11 @@ class OpenAIEngine:
                     return way
             except RequestFailed as error:
                 why = f" ({error})"
+            except NoCompletionsError as error:
+                raise ScoringError(
+                    f"{error}; the log-probabilities of a given text need /completions with prompt_logprobs or echo: "
+                    "vLLM has it, and the engine transformers needs no server"
+                ) from None
             finally:
                 self._stop([future])
         raise ScoringError(
