@@ -24,6 +24,7 @@ from sdft.engines import auto as auto_engine
 from sdft.engines import vllm as vllm_engine
 from sdft.engines._vllm_worker import OPENER, EndsWithOpener
 from sdft.errors import EngineError, ModelError, RecipeError
+from sdft.memory import Shape
 from sdft.models import ModelConfig
 from sdft.needs import with_engines
 from sdft.pipeline import check_all
@@ -289,3 +290,24 @@ def test_auto_takes_it_on_cuda_but_not_for_drift(
     assert (recipe.distill.engine.name, recipe.evaluate.engine.name) == ("vllm", "transformers")
     assert distilling.startswith("distill.engine auto: vllm on cuda")
     assert evaluating.endswith("drift needs whole distributions, which vllm does not give")
+
+
+def test_auto_splits_a_model_that_one_gpu_does_not_hold(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_engine, "guess_device", lambda name: "cuda")
+    monkeypatch.setattr(auto_engine, "free_memory", lambda device: 80 << 30)
+    monkeypatch.setattr(auto_engine, "gpu_count", lambda: 4)
+    engine, why = AutoSettings().choose(model)
+    assert engine == VLLMSettings() and "; 3 of 4 GPUs stay idle: `sdft serve` on each with engine openai" in why
+    shape = Shape(parameters=70 << 30, layers=80, heads=28, kv_heads=4, head_size=128, hidden=3584, vocabulary=1000)
+    monkeypatch.setattr(auto_engine, "local_shape", lambda model: shape)
+    for gpus, parts, told in ((2, 0, ""), (3, 0, ""), (4, 4, "GPUs;"), (6, 4, "GPUs, 2 stay idle;")):
+        monkeypatch.setattr(auto_engine, "gpu_count", lambda gpus=gpus: gpus)
+        if not parts:  # on two there is no room, and three cannot share 28 heads
+            with pytest.raises(EngineError, match=r"does not fit: 140\.0 GiB of weights"):
+                AutoSettings().choose(model)
+            continue
+        engine, why = AutoSettings().choose(model)
+        assert engine == VLLMSettings(tensor_parallel_size=parts)
+        assert why == f"vllm, split over {parts} {told} weights take 140.0 of 80.0 GiB free on each"
+    with pytest.raises(EngineError, match="does not fit"):
+        AutoSettings().choose(model, "distributions")

@@ -99,6 +99,7 @@ class Shape:
 
     parameters: int
     layers: int
+    heads: int
     kv_heads: int
     head_size: int
     hidden: int
@@ -107,6 +108,10 @@ class Shape:
     def weight_bytes(self, dtype: str, device: DeviceName) -> int:
         """Bytes of the weights as they are computed in."""
         return self.parameters * bytes_of(dtype, device)
+
+    def splits_over(self, gpus: int) -> bool:
+        """Whether each of so many GPUs can take the same number of attention heads, as tensor parallelism wants."""
+        return self.heads % gpus == 0 and (self.kv_heads % gpus == 0 or gpus % self.kv_heads == 0)
 
     def cache_bytes(self, dtype: str, device: DeviceName) -> int:
         """Bytes of keys and values for one token."""
@@ -146,6 +151,7 @@ def shape_of(folder: Path) -> Shape | None:
         return Shape(
             parameters=sum(_numbers(file) for file in files),
             layers=config["num_hidden_layers"],
+            heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_size=config.get("head_dim") or config["hidden_size"] // heads,
             hidden=config["hidden_size"],

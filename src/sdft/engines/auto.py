@@ -24,26 +24,39 @@ class AutoSettings(Settings):
     ) -> tuple[TransformersSettings | VLLMSettings, str]:
         """The engine for a model here, and why, in one line. Loads nothing. Raises EngineError where none fits.
 
-        `wanted` is what it has to give; vLLM gives no whole next-token distributions.
+        `wanted` is what it has to give; vLLM gives no whole next-token distributions. A model that one GPU does not
+        hold is split by vLLM over as many as it can be; each is taken to have as much free as the first.
         """
         device = guess_device(model.device)
         free, shape = free_memory(device), local_shape(model)
+        gpus = gpu_count() if device == "cuda" else 1
+        fast = device == "cuda" and importlib.util.find_spec("vllm") is not None
         rows = MOST_ROWS[device]
         room = "memory not known"
         if free is not None and shape is not None:
             weights = shape.weight_bytes(model.dtype, device)
+            room = f"weights take {weights / GIB:.1f} of {free / GIB:.1f} GiB free"
             if weights > USABLE * free:
+                parts = [n for n in range(2, gpus + 1) if shape.splits_over(n) and weights <= USABLE * free * n]
+                if fast and parts and wanted == "replies":
+                    others = f", {gpus - parts[-1]} stay idle" if gpus > parts[-1] else ""
+                    return (
+                        VLLMSettings(tensor_parallel_size=parts[-1]),
+                        f"vllm, split over {parts[-1]} GPUs{others}; {room} on each",
+                    )
                 raise EngineError(
                     f"engine auto: {model.name} does not fit: {weights / GIB:.1f} GiB of weights, {free / GIB:.1f} GiB "
                     f"free on {device}; take a smaller model, or one on a server (engine: openai)"
                 )
             rows = rows_that_fit(USABLE * free - weights, shape.cache_bytes(model.dtype, device), device)
-            room = f"weights take {weights / GIB:.1f} of {free / GIB:.1f} GiB free"
-        if device == "cuda" and importlib.util.find_spec("vllm") is not None:
-            if wanted == "replies":
-                return VLLMSettings(), f"vllm on cuda; {room}"
+        if fast and wanted == "replies":
+            idle = (
+                f"; {gpus - 1} of {gpus} GPUs stay idle: `sdft serve` on each with engine openai, or engine "
+                "transformers with its replicas, would use them"
+            )
+            return VLLMSettings(), f"vllm on cuda; {room}{idle if gpus > 1 else ''}"
+        if fast:
             room += "; drift needs whole distributions, which vllm does not give"
-        gpus = gpu_count() if device == "cuda" else 1
         where = f"{gpus} GPUs, a replica on each" if gpus > 1 else device
         return TransformersSettings(max_batch_size=rows), f"transformers on {where}, {rows} rows at once; {room}"
 
