@@ -1,7 +1,7 @@
 """A process that has imported everything and forks a child for each run asked for: quick to start, safe to kill.
 
-Reads JSON lines {"recipe": …, "log": path, "only": stage or null, "clock": bool}; answers {"pid": n}
-and, when that child has ended, {"status": n}.
+Reads JSON lines {"arguments": […], "log": path, "clock": bool}, the arguments being those of the command line; answers
+{"pid": n} and, when that child has ended, {"status": n}.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ def jump_back() -> None:
     time.time_ns = lambda: int(time.time() * 1e9)
 
 
-def work(recipe: dict[str, object] | str, log: str, only: str | None, clock: bool) -> int:
+def work(arguments: list[str], log: str, clock: bool) -> int:
+    """The exit code that the command line gives."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    import sdft
-    from sdft.console import Console
+    from sdft.cli import main as command_line
 
     if clock:
         jump_back()
+    sys.argv = ["sdft", *arguments]
     try:
-        sdft.run(recipe, console=Console(), only=only)
+        command_line()
+    except SystemExit as ended:
+        return int(ended.code or 0)
     except BaseException:
         traceback.print_exc()
-        return 1
-    return 0
+    return 1
 
 
 def main() -> None:
@@ -47,7 +49,9 @@ def main() -> None:
     from matplotlib.figure import Figure  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
 
+    import sdft.cli
     import sdft.engines.transformers
+    import sdft.pipeline
     import sdft.stages.train
     import sdft.training._trainer  # noqa: F401
 

@@ -47,16 +47,20 @@ class Zygote:
             env=os.environ | ONE_THREAD,
         )
 
-    def start(self, recipe: dict[str, Any] | str, only: str | None = None, clock: bool = False) -> int:
-        """The pid of a process that runs the recipe, or one stage of it; `clock`: with a clock that runs backwards."""
+    def start(self, recipe: dict[str, Any] | str, command: str = "run", clock: bool = False) -> int:
+        """The pid of a process that gives a command for a recipe; `clock`: with a clock that runs backwards."""
         assert self.process.stdin is not None
-        asked = {"recipe": recipe, "log": str(self.log), "only": only, "clock": clock}
+        if not isinstance(recipe, str):
+            path = self.log.with_name("recipe.yaml")
+            path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+            recipe = str(path)
+        asked = {"arguments": [command, recipe, "-q"], "log": str(self.log), "clock": clock}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         return int(self._answer()["pid"])
 
     def wait(self) -> int:
-        """The exit status of the last one; -9 where it was killed."""
+        """The exit code of the last one; -9 where it was killed."""
         return int(self._answer()["status"])
 
     def _answer(self) -> Any:
@@ -162,8 +166,9 @@ def test_ctrl_c_while_a_model_writes_trains_and_is_measured(tiny: Tiny, zygote: 
     stopped = []
     for stage in ("distill", "train/sft", "eval/sft"):
         delay = 0.5 * tiny.seconds[stage]
-        if stop_in(zygote, zygote.start(tiny.recipe), tiny.folder, stage, delay, signal.SIGINT):
-            assert zygote.log.read_text(encoding="utf-8").rstrip().endswith("KeyboardInterrupt")
+        if status := stop_in(zygote, zygote.start(tiny.recipe), tiny.folder, stage, delay, signal.SIGINT):
+            said = zygote.log.read_text(encoding="utf-8")
+            assert status == 130 and said.endswith(" goes on from here\n") and "Traceback" not in said, said
             stopped.append(stage)
     zygote.start(tiny.recipe)
     assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
@@ -313,18 +318,21 @@ def test_a_disk_that_is_full_in_each_stage(tiny: Tiny, zygote: Zygote) -> None:
         pytest.skip(f"no small disk can be mounted here: {mount.stderr.strip()}")
     full: list[str] = []
     try:
-        for only in ("distill", "select", "train", "eval", "analyze", "report"):
+        for command in ("distill", "select", "train", "eval", "analyze", "report"):
             for free in (4, 32):
                 disk = os.statvfs(tiny.folder)
                 resized(tiny.folder, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + free * 1024)
-                zygote.start(tiny.recipe, only)
-                if zygote.wait() == 0:
+                zygote.start(tiny.recipe, command)
+                if (status := zygote.wait()) == 0:
                     break
-                last = zygote.log.read_text(encoding="utf-8").rstrip().splitlines()[-1]
-                assert last.startswith("OSError: [Errno 28] No space left on device"), last
-                full.append(only)
+                said = zygote.log.read_text(encoding="utf-8")
+                assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+                assert said.endswith(
+                    "the disk is full; what is done is kept: make room and give the same command again\n"
+                )
+                full.append(command)
             resized(tiny.folder, 64 << 20)
-            zygote.start(tiny.recipe, only)
+            zygote.start(tiny.recipe, command)
             assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
         assert set(full) == {"distill", "select", "train", "eval", "analyze", "report"}
         assert differing(contents(tiny.folder), tiny.files) == []
