@@ -1,7 +1,8 @@
 """A process that has imported everything and forks a child for each run asked for: quick to start, safe to kill.
 
-Reads JSON lines {"arguments": […], "log": path, "clock": bool}, the arguments being those of the command line; answers
-{"pid": n} and, when that child has ended, {"status": n}.
+Reads JSON lines {"arguments": […], "log": path, "clock": bool, "vllm": seconds or null}: the command line's arguments,
+and how long a step of the small vLLM takes where that is wanted. Answers {"pid": n} and, when that child has ended,
+{"status": n}.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
+
+from helpers_vllm_package import FakeLLM, modules
 
 
 def jump_back() -> None:
@@ -22,7 +26,7 @@ def jump_back() -> None:
     time.time_ns = lambda: int(time.time() * 1e9)
 
 
-def work(arguments: list[str], log: str, clock: bool) -> int:
+def work(arguments: list[str], log: str, clock: bool, vllm: float | None) -> int:
     """The exit code that the command line gives."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -32,6 +36,9 @@ def work(arguments: list[str], log: str, clock: bool) -> int:
 
     if clock:
         jump_back()
+    if vllm is not None:
+        FakeLLM.seconds = vllm
+        sys.modules.update(modules())
     sys.argv = ["sdft", *arguments]
     try:
         command_line()
@@ -53,8 +60,10 @@ def main() -> None:
     import sdft.engines.transformers
     import sdft.pipeline
     import sdft.stages.train
-    import sdft.training._trainer  # noqa: F401
+    import sdft.training._trainer
 
+    with suppress(ImportError):  # an extra
+        import sdft.engines._servers  # noqa: F401
     torch.set_num_threads(1)
     for line in sys.stdin:
         asked = json.loads(line)

@@ -11,14 +11,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
 from helpers_models import save_tiny_model, tiny_tokenizer
 from helpers_pipeline import scripted_recipe
 from helpers_replicas import members, wait_until_gone
+from helpers_vllm_package import FakeLLM, modules
 from sdft.engines import AutoSettings, Continuation, DistributionEngine, Engine, Request, Sampling, VLLMSettings
 from sdft.engines import auto as auto_engine
 from sdft.engines import vllm as vllm_engine
@@ -31,80 +30,11 @@ from sdft.pipeline import check_all
 from sdft.recipe import load_recipe
 
 
-class FakeLLM:
-    """As vLLM's `LLM`: it finishes the shortest prompt of those it holds, one a step, and says how many it held."""
-
-    opened: list[FakeLLM] = []
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-        self.held: dict[str, tuple[list[int], Any]] = {}
-        self.most = self.count = 0
-        self.params: list[Any] = []
-        self.loras: list[Any] = []
-        self.dies_after = 10**9
-        self.is_shut = False
-        self.model_config = SimpleNamespace(max_model_len=options["max_model_len"] or 512)
-        core = SimpleNamespace(shutdown=self._shutdown)
-        self.llm_engine = SimpleNamespace(
-            step=self._step, add_lora=self._add_lora, abort_request=self._abort, engine_core=core
-        )
-        FakeLLM.opened.append(self)
-
-    def enqueue(self, prompts: list[Any], params: list[Any], *, lora_request: Any, use_tqdm: bool) -> list[str]:
-        assert not use_tqdm
-        key = f"{self.count}-a1b2c3d4"
-        self.count += 1
-        self.held[key] = prompts[0]["prompt_token_ids"], params[0]
-        self.params.append(params[0])
-        self.loras.append(lora_request)
-        self.most = max(self.most, len(self.held))
-        return [key]
-
-    def _step(self) -> list[Any]:
-        if self.count > self.dies_after:
-            raise RuntimeError("EngineCore encountered an issue\nsee above")
-        key = min(self.held, key=lambda key: len(self.held[key][0]))
-        ids, params = self.held.pop(key)
-        scores = [None, *({token: SimpleNamespace(logprob=-token / 10)} for token in ids[1:])]
-        reason = "abort" if len(ids) == 13 else "length" if params.max_tokens < 3 else "stop"
-        reply = SimpleNamespace(text=f"{len(ids)}", token_ids=[5] * params.max_tokens, finish_reason=reason)
-        done = SimpleNamespace(
-            request_id=key.split("-")[0], finished=True, outputs=[reply], prompt_token_ids=ids, prompt_logprobs=scores
-        )
-        return [SimpleNamespace(finished=False), done]
-
-    def _add_lora(self, request: Any) -> None:
-        if "misfit" in request.path:
-            raise ValueError("rank does not fit")
-
-    def _abort(self, keys: list[str], internal: bool) -> None:
-        assert internal
-        for key in keys:
-            del self.held[key]
-
-    def _shutdown(self, timeout: float) -> None:
-        self.is_shut = True
-
-
 @pytest.fixture(autouse=True)
 def package(monkeypatch: pytest.MonkeyPatch) -> None:
     """`import vllm` gives the small one."""
-    import torch
-
-    def module(name: str, **members: Any) -> None:
-        made = ModuleType(name)
-        made.__spec__ = SimpleNamespace(name=name)  # type: ignore[assignment]
-        made.__dict__.update(members)
+    for name, made in modules().items():
         monkeypatch.setitem(sys.modules, name, made)
-
-    platform = SimpleNamespace(device_type="cuda", supported_dtypes=[torch.bfloat16, torch.float32])
-    params = type("SamplingParams", (SimpleNamespace,), {})
-    lora = type("LoRARequest", (), {"__init__": lambda self, name, number, path: vars(self).update(path=path)})
-    module("vllm", LLM=FakeLLM, SamplingParams=params)
-    module("vllm.lora")
-    module("vllm.lora.request", LoRARequest=lora)
-    module("vllm.platforms", current_platform=platform)
     for name in vllm_engine.QUIET:
         monkeypatch.delenv(name, raising=False)
     FakeLLM.opened.clear()

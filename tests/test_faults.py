@@ -22,8 +22,10 @@ import pytest
 import yaml
 
 import sdft
+from helpers_checks import data_file
 from helpers_models import save_tiny_model
 from helpers_pipeline import contents, scripted_recipe
+from helpers_server import MODEL, serving
 
 KILLS = (
     "data", "data", "distill", "distill", "distill", "distill", "select", "select", "train/sft", "train/sft",
@@ -47,14 +49,19 @@ class Zygote:
             env=os.environ | ONE_THREAD,
         )
 
-    def start(self, recipe: dict[str, Any] | str, command: str = "run", clock: bool = False) -> int:
-        """The pid of a process that gives a command for a recipe; `clock`: with a clock that runs backwards."""
+    def start(
+        self, recipe: dict[str, Any] | str, command: str = "run", clock: bool = False, vllm: float | None = None
+    ) -> int:
+        """The pid of a process that gives a command for a recipe.
+
+        `clock`: with a clock that runs backwards; `vllm`: with the small vLLM, that takes so many seconds for a step.
+        """
         assert self.process.stdin is not None
         if not isinstance(recipe, str):
             path = self.log.with_name("recipe.yaml")
             path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
             recipe = str(path)
-        asked = {"arguments": [command, recipe, "-q"], "log": str(self.log), "clock": clock}
+        asked = {"arguments": [command, recipe, "-q"], "log": str(self.log), "clock": clock, "vllm": vllm}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         return int(self._answer()["pid"])
@@ -174,6 +181,68 @@ def test_ctrl_c_while_a_model_writes_trains_and_is_measured(tiny: Tiny, zygote: 
     assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
     assert len(stopped) >= 2, stopped
     assert differing(contents(tiny.folder), tiny.files) == []
+
+
+def lines(path: Path) -> list[str]:
+    return sorted(path.read_text(encoding="utf-8").splitlines()) if path.exists() else []
+
+
+def kill_at(zygote: Zygote, pid: int, path: Path, count: int) -> int:
+    """Kill a process once a file has so many lines; how many it has then."""
+    deadline = time.monotonic() + 60
+    while len(lines(path)) < count and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    assert zygote.wait() == -signal.SIGKILL, zygote.log.read_text(encoding="utf-8")
+    assert len(lines(path)) >= count
+    return len(lines(path))
+
+
+def test_killed_while_vllm_writes_it_ends_with_the_same_rows(tmp_path: Path, zygote: Zygote) -> None:
+    recipe = tiny_recipe(tmp_path)
+    recipe["model"] |= {"device": "auto", "dtype": "auto"}
+    recipe["distill"] |= {"engine": {"name": "vllm", "max_batch_size": 2}}
+    path = tmp_path / "runs/run/distill/rewrites.jsonl"
+    zygote.start(recipe, "distill", vllm=0.0)
+    assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
+    undisturbed = lines(path)
+    assert len(undisturbed) >= 10
+    shutil.rmtree(tmp_path / "runs")
+    for count in (3, 7):
+        assert kill_at(zygote, zygote.start(recipe, "distill", vllm=0.05), path, count) < len(undisturbed)
+    zygote.start(recipe, "distill", vllm=0.0)
+    assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
+    assert lines(path) == undisturbed
+
+
+def test_killed_while_a_server_answers_and_judges_each_row_and_judgement_is_there_once(
+    tmp_path: Path, zygote: Zygote
+) -> None:
+    pytest.importorskip("openai")
+    data_file("harmful_behaviors.csv")
+    with serving() as server:
+        server.seconds = 0.02
+        asked = {"base_url": server.url, "max_concurrency": 4}
+        engine = {"name": "openai", "models": {"seed": MODEL}, **asked}
+        benchmark = {"name": "advbench", "limit": 60, "judge_model": {"model": MODEL, **asked}}
+        recipe = scripted_recipe(
+            tmp_path,
+            model="org/model",
+            prompt={"style": "chat"},
+            evaluate={"engine": engine, "benchmarks": [benchmark]},
+        )
+        folder = tmp_path / "runs/run/eval/seed/advbench_raw"
+        files = folder / "predictions.jsonl", folder / "judgements.jsonl"
+        for path in files:
+            assert kill_at(zygote, zygote.start(recipe, "eval"), path, 15) < 60
+        zygote.start(recipe, "eval")
+        assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
+    for path, key, counted in zip(files, ("id", "key"), ("requests.txt", "judge_requests.txt"), strict=True):
+        assert len({json.loads(line)[key] for line in lines(path)}) == len(lines(path)) == 60
+        assert 60 < len((folder / counted).read_text()) <= 60 + 4, "at most those in flight are asked for again"
+    assert {json.loads(line)["finish"] for line in lines(files[0])} == {"stop"}
+    manifest = json.loads((tmp_path / "runs/run/manifest.json").read_text(encoding="utf-8"))
+    assert sum("lost in flight when the run was interrupted" in note for note in manifest["notes"]) == 2
 
 
 def test_an_interrupted_run_is_moved_and_goes_on(tiny: Tiny, zygote: Zygote, tmp_path: Path) -> None:
