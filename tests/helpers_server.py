@@ -8,7 +8,9 @@ is a process of it that can be killed; it ends by itself after so many seconds.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -34,6 +36,8 @@ class Fault:
     """Only so many bytes of the body are sent, then the connection is closed."""
     hang: float = 0.0
     """Seconds before anything is sent."""
+    reset: bool = False
+    """Nothing is sent, and the connection is reset (RST) rather than closed."""
 
 
 def said(status: int, message: str, **headers: str) -> Fault:
@@ -145,7 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _misbehave(self, fault: Fault) -> None:
         time.sleep(fault.hang)
-        if fault.body is None and fault.status == 200:
+        if fault.reset:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())  # not close(), which waits for the two files made of it
+        elif fault.body is None and fault.status == 200:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ class FakeLLM:
     opened: list[FakeLLM] = []
     seconds = 0.0
     """That a step takes."""
+    apart = False
+    """Whether it has a process of its own beside, as the real one does."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -27,6 +30,10 @@ class FakeLLM:
         self.llm_engine = SimpleNamespace(
             step=self._step, add_lora=self._add_lora, abort_request=self._abort, engine_core=core
         )
+        self.core: Any = None
+        if self.apart:
+            self.core = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
+            self.core.start()
         FakeLLM.opened.append(self)
 
     def enqueue(self, prompts: list[Any], params: list[Any], *, lora_request: Any, use_tqdm: bool) -> list[str]:
@@ -64,6 +71,9 @@ class FakeLLM:
 
     def _shutdown(self, timeout: float) -> None:
         self.is_shut = True
+        if self.core:
+            self.core.kill()
+            self.core.join()
 
 
 def modules() -> dict[str, ModuleType]:

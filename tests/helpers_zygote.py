@@ -1,8 +1,8 @@
 """A process that has imported everything and forks a child for each run asked for: quick to start, safe to kill.
 
 Reads JSON lines {"arguments": […], "log": path, "clock": bool, "vllm": seconds or null}: the command line's arguments,
-and how long a step of the small vLLM takes where that is wanted. Answers {"pid": n} and, when that child has ended,
-{"status": n}.
+and how long a step of the small vLLM takes where that is wanted, for which the child gets a session of its own. Answers
+{"pid": n} and, when that child has ended, {"status": n}.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def work(arguments: list[str], log: str, clock: bool, vllm: float | None) -> int
     if clock:
         jump_back()
     if vllm is not None:
-        FakeLLM.seconds = vllm
+        os.setsid()
+        FakeLLM.seconds, FakeLLM.apart = vllm, True
         sys.modules.update(modules())
     sys.argv = ["sdft", *arguments]
     try:

@@ -25,6 +25,7 @@ import sdft
 from helpers_checks import data_file
 from helpers_models import save_tiny_model
 from helpers_pipeline import contents, scripted_recipe
+from helpers_replicas import wait_until_gone
 from helpers_server import MODEL, serving
 
 KILLS = (
@@ -228,7 +229,9 @@ def test_killed_while_vllm_writes_it_ends_with_the_same_rows(tmp_path: Path, zyg
     assert len(undisturbed) >= 10
     shutil.rmtree(tmp_path / "runs")
     for count in (3, 7):
-        assert kill_at(zygote, zygote.start(recipe, "distill", vllm=0.05), path, count) < len(undisturbed)
+        pid = zygote.start(recipe, "distill", vllm=0.05)
+        assert kill_at(zygote, pid, path, count) < len(undisturbed)
+        assert wait_until_gone(pid, 20) == [], "vLLM's own process would hold the GPU's memory"
     zygote.start(recipe, "distill", vllm=0.0)
     assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
     assert lines(path) == undisturbed
