@@ -25,7 +25,7 @@ from sdft.engines.openai import MOST_FAILURES, PROBE
 from sdft.errors import EngineError, RecipeError, ScoringError
 from sdft.models import ModelConfig
 from sdft.prompts import PromptConfig
-from sdft.records import Choice, Completion, Message, Prediction, Rewrite
+from sdft.records import Choice, Completion, Message, Prediction, ReplyNll, Rewrite
 from sdft.rendering import open_prompter
 from sdft.rundir import read_json, read_jsonl
 
@@ -600,6 +600,34 @@ def test_where_every_row_is_refused_for_its_own_sake_the_originals_stay(tmp_path
     assert any(note.endswith("lost in flight when the run was interrupted, 1 to see whether the server answers at all")
                for note in notes)  # fmt: skip
     assert any(note.startswith("select: only 0 of 12 rows have a rewrite") for note in notes)
+
+
+def test_a_server_that_dies_while_likelihoods_are_measured_stops_the_run_and_each_text_is_scored(
+    tmp_path: Path, server: Served
+) -> None:
+    tree = recipe(tmp_path, server, model=str(save_tiny_model(tmp_path / "tiny")))
+    for section in ("distill", "evaluate"):
+        tree[section]["engine"] = {**tree[section]["engine"], "max_concurrency": 2, "patience": 0.2}
+    tree["analyze"] = {"similarity": False, "weights": False}
+    server.score = lambda ids: [-0.5] * (len(ids) - 1)
+
+    def dies(n: int, body: dict[str, Any]) -> Fault | None:
+        if n < 25:  # 12 rewrites, 5 replies
+            return None
+        server.socket.close()
+        return Fault()
+
+    server.plan = dies
+    with pytest.raises(EngineError, match=r"cannot be reached.*same command again"):
+        sdft.run(tree)
+    path = tmp_path / "runs/run/analyze/nll.jsonl"
+    kept = {row.text for row in read_jsonl(path, ReplyNll)}
+    assert 4 <= len(kept) <= 8
+    with serving(server.server_address[1]) as again:
+        again.score = server.score
+        assert sdft.run(tree).done == ("analyze", "report")
+    texts = [row.text for row in read_jsonl(path, ReplyNll) if row.variant == "original"]
+    assert len(set(texts)) == len(texts) == 12 and kept < set(texts)
 
 
 def test_an_interrupted_run_goes_on_at_another_address_without_asking_twice(tmp_path: Path, server: Served) -> None:
