@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import time
 from types import ModuleType, SimpleNamespace
@@ -32,7 +33,9 @@ class FakeLLM:
         )
         self.core: Any = None
         if self.apart:
-            self.core = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
+            self.core = multiprocessing.get_context("fork").Process(
+                target=_be_core, args=(options["worker_extension_cls"],)
+            )
             self.core.start()
         FakeLLM.opened.append(self)
 
@@ -74,6 +77,13 @@ class FakeLLM:
         if self.core:
             self.core.kill()
             self.core.join()
+
+
+def _be_core(extension: str) -> None:
+    """The engine core's process, with the worker in it, as with one GPU."""
+    module, _, name = extension.rpartition(".")
+    type("Worker", (getattr(importlib.import_module(module), name),), {})()
+    time.sleep(300)
 
 
 def modules() -> dict[str, ModuleType]:

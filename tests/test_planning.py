@@ -165,6 +165,10 @@ def test_what_replicas_take_and_how_fast_they_are(model: ModelConfig, tmp_path: 
     assert "evaluate, ray: not estimated, for its replicas work on GPUs" in lines["speed"]
     assert "distill, ray: each of 4 replicas " in lines["memory"] and "cannot be seen from here" in lines["memory"]
     assert "not estimated, and on top: evaluate, analyze" in lines["total"]
+    tree["distill"]["engine"] = {**elsewhere, "inner": {"name": "vllm", "tensor_parallel_size": 2}}
+    split = planned(load_recipe(tree))
+    assert "distill, ray: not estimated, for vLLM takes minutes to start" in split["speed"]
+    assert "each of 4 replicas takes" in split["memory"] and "on each of its 2 GPUs" in split["memory"]
     tree["distill"]["engine"] = {"name": "transformers", "replicas": 4}
     shared = planned(load_recipe(tree))
     assert "its 4 replicas share this machine" in shared["speed"] and " in all" in shared["memory"]

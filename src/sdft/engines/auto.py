@@ -51,8 +51,8 @@ class AutoSettings(Settings):
             rows = rows_that_fit(USABLE * free - weights, shape.cache_bytes(model.dtype, device), device)
         if fast and wanted == "replies":
             idle = (
-                f"; {gpus - 1} of {gpus} GPUs stay idle: `sdft serve` on each with engine openai, or engine "
-                "transformers with its replicas, would use them"
+                f"; {gpus - 1} of {gpus} GPUs stay idle: engine ray with vllm inside, or transformers with its "
+                "replicas, would use them"
             )
             return VLLMSettings(), f"vllm on cuda; {room}{idle if gpus > 1 else ''}"
         if fast:

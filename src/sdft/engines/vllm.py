@@ -11,10 +11,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
-import multiprocessing
 import os
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,16 +34,6 @@ QUEUED = 2
 """Requests that vLLM holds for each row that it decodes, so that a row that finishes leaves no gap."""
 ENDING = 10.0
 """Seconds that vLLM's process gets to end by itself."""
-GUARD = """
-import os, signal, sys
-sys.stdin.read()
-for pid in map(int, sys.argv[1:]):
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-"""
-"""A program that ends the processes of these ids when whoever started it is gone."""
 QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 """The environment that vLLM is started in, where it says nothing else: no reports to its makers."""
 
@@ -117,7 +104,6 @@ class VLLMEngine:
         if adapter:
             room = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_room([adapter])}
             room["lora_target_modules"] = lora_modules([adapter])
-        before = set(multiprocessing.active_children())
         with _told(f"engine vllm: {config.name} cannot be loaded"):
             from vllm import LLM
             from vllm.lora.request import LoRARequest
@@ -136,7 +122,6 @@ class VLLMEngine:
                 **_whole_prompts(),
                 **room,
             )
-        self._guard = _guarded([child.pid for child in multiprocessing.active_children() if child not in before])
         self.context: int = self._llm.model_config.max_model_len
         self._lora = LoRARequest(adapter.name, 1, str(adapter.resolve())) if adapter else None
         if self._lora:
@@ -153,8 +138,6 @@ class VLLMEngine:
             return
         self._llm.llm_engine.engine_core.shutdown(timeout=ENDING)
         self._llm = None
-        self._guard.kill()
-        self._guard.communicate()
         gc.collect()
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
@@ -255,12 +238,6 @@ class VLLMEngine:
         if ids and self._llm is not None:
             with _told("engine vllm: it has ended"):
                 self._llm.llm_engine.abort_request(ids, internal=True)
-
-
-def _guarded(pids: Iterable[int | None]) -> subprocess.Popen[bytes]:
-    """See GUARD: where this process is killed, vLLM's own would stay, and with it the GPU's memory."""
-    command = [sys.executable, "-c", GUARD, *map(str, filter(None, pids))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _adapter_configs(adapters: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -129,22 +129,35 @@ def _with_transformers(
 
 
 def _with_ray(engine: RaySettings, recipe: Recipe, shape: Shape, row: int, drifts: bool, free: int | None) -> str:
+    unseen = "and what nodes have cannot be seen from here"
+    if isinstance(engine.inner, VLLMSettings):
+        gpus, weights, token = _vllm_bytes(engine.inner, recipe, shape)
+        told = f"{_size(weights)} of weights on " + (f"each of its {gpus} GPUs" if gpus > 1 else "its GPU")
+        told += f", and {_size(row * token)} of cache for each row of {row:,} tokens"
+        return f"each of {counted(engine.replicas, 'replica')} takes {told}, {unseen}"
     assert isinstance(engine.inner, TransformersSettings)
-    device: DeviceName = "cuda" if engine.num_gpus else "cpu"
+    device: DeviceName = "cuda" if engine.gpus else "cpu"
     need, told = _one_engine(engine.inner, recipe, shape, row, drifts, device, None)
     told = f"each of {engine.replicas} replicas takes {told}" if engine.replicas > 1 else told
     if engine.address is None and device == "cpu":
         need *= engine.replicas
         return f"{told}; {_size(need)} in all{_too_little(need, free, 'lower replicas or max_batch_size')}"
-    where = "a GPU" if engine.num_gpus else "the processor"
-    return f"{told}, on {where} of its node, and what nodes have cannot be seen from here"
+    where = "a GPU" if engine.gpus else "the processor"
+    return f"{told}, on {where} of its node, {unseen}"
+
+
+def _vllm_bytes(engine: VLLMSettings, recipe: Recipe, shape: Shape) -> tuple[int, float, float]:
+    """GPUs, and bytes on each of them of the weights, and of one token's keys and values."""
+    gpus = engine.tensor_parallel_size
+    weights = shape.weight_bytes(recipe.model.dtype, "cuda") / gpus
+    token = shape.cache_bytes(recipe.model.dtype, "cuda") / min(gpus, shape.kv_heads)  # fewer heads than GPUs: copied
+    return gpus, weights, token
 
 
 def _with_vllm(engine: VLLMSettings, recipe: Recipe, shape: Shape, row: int) -> str:
     """vLLM fills a share of each GPU, used or not: what its weights leave of it is cache."""
-    gpus, size, share = engine.tensor_parallel_size, gpu_size(), engine.gpu_memory_utilization
-    weights = shape.weight_bytes(recipe.model.dtype, "cuda") / gpus
-    token = shape.cache_bytes(recipe.model.dtype, "cuda") / min(gpus, shape.kv_heads)  # fewer heads than GPUs: copied
+    gpus, weights, token = _vllm_bytes(engine, recipe, shape)
+    size, share = gpu_size(), engine.gpu_memory_utilization
     told = f"{_size(weights)} of weights on " + (f"each of {gpus} GPUs" if gpus > 1 else "its GPU")
     if size is None:
         return (

@@ -72,7 +72,7 @@ def pace(engine: AnyEngine, model: ModelConfig) -> float | str:
     """
     if isinstance(engine, OpenAISettings):
         return "how fast a server is shows only when it is asked"
-    if isinstance(engine, VLLMSettings):
+    if isinstance(inner(engine), VLLMSettings):
         return "vLLM takes minutes to start, and its speed is that of hundreds of rows at once, too much to try"
     if not isinstance(inner(engine), TransformersSettings):
         return math.inf  # replies are given, and no model writes them
@@ -82,12 +82,12 @@ def pace(engine: AnyEngine, model: ModelConfig) -> float | str:
             return 1
         return gpu_count() if engine.replicas == "auto" else min(engine.replicas, gpu_count())
     assert isinstance(engine, RaySettings)
-    if bool(engine.num_gpus) != on_gpu:
-        there, here = ("GPUs", "a processor") if engine.num_gpus else ("processors", "a GPU")
+    if bool(engine.gpus) != on_gpu:
+        there, here = ("GPUs", "a processor") if engine.gpus else ("processors", "a GPU")
         return f"its replicas work on {there}, and this machine would try the model on {here}"
     if engine.address is not None:
         return engine.replicas
-    return min(engine.replicas, gpu_count() / engine.num_gpus) if on_gpu else 1
+    return min(engine.replicas, gpu_count() / engine.gpus) if on_gpu else 1
 
 
 def calibrate(recipe: Recipe, sample: Sample | None) -> Speed | None:
