@@ -28,6 +28,7 @@ from sdft.engines.ray import RayDistributionEngine
 from sdft.errors import EngineError, ModelError
 from sdft.models import ModelConfig
 
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # before ray is imported
 ray = pytest.importorskip("ray", reason="ray is not installed: make ray-test")
 
 SAMPLED = Sampling(temperature=0.9, top_p=0.8, top_k=40, max_new_tokens=24)
@@ -85,23 +86,29 @@ def test_a_worker_killed_in_the_middle_costs_no_row(cluster: None) -> None:
 
 
 def test_with_transformers_in_it_all_is_as_with_one(cluster: None, llama: ModelConfig) -> None:
-    inner = TransformersSettings(max_batch_size=4)
+    inner = TransformersSettings(max_batch_size=32)
     texts = [Continuation(str(n), f"the cat {n}", f"sat on mat {n}" if n % 3 else "") for n in range(20)]
     with closing(inner.open(llama)) as one:
         replies, scores = by_id(list(one.generate(prompts(30), SAMPLED))), list(one.logprobs(texts))
         whole = list(one.distributions(texts[:5]))
         greedy = by_id(list(one.generate(prompts(6), Sampling(temperature=0.0, max_new_tokens=8))))
     with closing(RaySettings(inner=inner, replicas=2).open(llama)) as engine:
-        assert isinstance(engine, RayDistributionEngine)
+        assert isinstance(engine, RayDistributionEngine) and engine.rows_a_job == 2
         assert len(list(islice(engine.generate(prompts(30), SAMPLED), 3))) == 3, "given up"
-        assert by_id(list(engine.generate(prompts(30), SAMPLED))) == replies
+        found = []
+        for done in engine.generate(prompts(150), SAMPLED):
+            found.append(done)
+            if len(found) == 20:
+                os.kill(next(iter(rays(b"ray::MapWorker"))), signal.SIGKILL)
+        assert by_id(found)[:30] == replies and len(found) == len({done.id for done in found}) == 150
         assert by_id(list(engine.generate(prompts(6), Sampling(temperature=0.0, max_new_tokens=8)))) == greedy
         for ours, theirs in zip(engine.logprobs(texts), scores, strict=True):
             assert (ours.id, ours.tokens) == (theirs.id, theirs.tokens)
             assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
         for mine, its in zip(engine.distributions(texts[:5]), whole, strict=True):
             assert torch.allclose(mine, its, atol=1e-5)
-    assert not isinstance(RaySettings(inner=ScriptedSettings()).open(NO_MODEL), RayDistributionEngine)
+    with closing(RaySettings(inner=ScriptedSettings(), replicas=1).open(NO_MODEL)) as other:
+        assert not isinstance(other, RayDistributionEngine), "it has no distributions to give"
 
 
 def test_what_goes_wrong_is_told(cluster: None, tmp_path: Path) -> None:
@@ -170,9 +177,9 @@ def test_killed_or_interrupted_it_leaves_no_process_and_goes_on(
     } <= engine_told
 
 
-def rays() -> set[int]:
-    """Pids of Ray's node and workers on this machine; its agents take minutes to find out that they are alone."""
-    found, ours = set(), (b"/raylet/raylet", b"gcs_server", b"ray::MapWorker", b"ray::_Desk")
+def rays(*ours: bytes) -> set[int]:
+    """Pids of Ray's processes on this machine, but its agents, which take minutes to see that they are alone."""
+    found, ours = set(), ours or (b"/raylet/raylet", b"gcs_server", b"ray::MapWorker", b"ray::_Desk")
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             if any(word in path.read_bytes() for word in ours):
@@ -181,9 +188,14 @@ def rays() -> set[int]:
 
 
 def test_gpus_are_asked_for_by_what_is_inside() -> None:
-    assert RaySettings(inner={"name": "vllm", "tensor_parallel_size": 2}).gpus == 2
-    assert RaySettings(inner={"name": "vllm"}, num_gpus=0).gpus == 0
-    assert RaySettings().gpus == 0
+    split = RaySettings(inner={"name": "vllm", "tensor_parallel_size": 2})
+    assert split.gpus(NO_MODEL, True) == split.gpus(NO_MODEL, False) == 2
+    assert RaySettings(inner={"name": "vllm"}, num_gpus=0).gpus(NO_MODEL, True) == 0
+    assert [RaySettings().gpus(NO_MODEL, there) for there in (True, False)] == [1, 0]
+    assert RaySettings().gpus(ModelConfig(name="none", device="cpu"), True) == 0
+    assert RaySettings(inner=ScriptedSettings()).gpus(NO_MODEL, True) == 0
+    with pytest.raises(ValueError, match=r"leave out inner\.replicas, and raise replicas"):
+        RaySettings(inner={"name": "transformers", "replicas": 2})
 
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

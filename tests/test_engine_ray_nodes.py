@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sdft.engines import RaySettings, Request, Sampling, ScriptedSettings
 from sdft.errors import EngineError
 from sdft.models import ModelConfig
 
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # before ray is imported
 ray = pytest.importorskip("ray", reason="ray is not installed: make ray-test")
 
 NO_MODEL = ModelConfig(name="none")
@@ -29,12 +31,16 @@ def test_a_node_that_dies_costs_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
         asked = [Request(str(number), f"prompt {number}", seed=number * 7) for number in range(60)]
         calm = list(ScriptedSettings().open(NO_MODEL).generate(asked, Sampling()))
         with closing(settings.open(NO_MODEL)) as engine:
+            where = [Request(str(number), "where") for number in range(8)]
+            while len({done.text for done in engine.generate(where, Sampling())}) < 2:
+                pass  # until both have rows
             found = []
             for done in engine.generate(asked, Sampling()):
                 found.append(done)
                 if len(found) == 20:
                     cluster.remove_node(other, allow_graceful=False)  # and no other has room for its replica
         assert sorted(found, key=lambda done: int(done.id)) == calm
+        assert engine.notes() == ["replicas died and were replaced: 1; the rows they had in hand were done again"]
         assert not ray.is_initialized()
         again = RaySettings(inner=ScriptedSettings(), replicas=1, address=cluster.address)
         with closing(again.open(NO_MODEL)) as engine:  # the cluster goes on, and has its CPU back

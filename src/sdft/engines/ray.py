@@ -24,19 +24,21 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sdft.engines.base import Continuation, DistributionEngine, Engine, NotedEngine, Request, Sampling, TokenLogprobs
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
 from sdft.engines.vllm import VLLMSettings
-from sdft.errors import EngineError, SdftError
+from sdft.errors import EngineError, ScoringError, SdftError
 from sdft.memory import MOST_ROWS
 from sdft.models import ModelConfig
 from sdft.records import Completion, Settings
@@ -53,11 +55,15 @@ SCORED_AT_ONCE = 8
 GRACE = 0.2
 """Seconds that a replica with rows in hand waits for more; without any it finishes those and begins anew."""
 MAX_DEATHS = 3
-"""Of each replica, while no job is done: then it is no accident, and Ray would go on for ever."""
+"""Of replicas with the same job in hand, or of each while no job is done: no accident, and Ray would go on for ever."""
 BEAT = 2.0
 """Seconds between two signs of life of a replica."""
 SILENCE = 30.0
 """Seconds without one, after which it counts as gone."""
+LOOK = 5.0
+"""Seconds between two looks at which replicas are gone."""
+TOLD = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "SDFT_CACHE")
+"""Variables of this process that replicas take where they have none of their own."""
 CONNECTING = 10.0
 """Seconds in which a cluster has to be found."""
 ENDING = 20.0
@@ -80,17 +86,25 @@ class RaySettings(Settings):
     num_cpus: float = Field(default=1, ge=0)
     """CPUs that each replica asks of the cluster."""
     num_gpus: float | None = Field(default=None, ge=0)
-    """GPUs that each replica asks of the cluster. None: vLLM's `tensor_parallel_size`, else 0. `drift` opens two
-    models: 0.5 lets both stand on one."""
+    """GPUs that each replica asks of the cluster. None: vLLM's `tensor_parallel_size`; with `transformers` 1 where the
+    cluster has GPUs. `drift` opens two models: 0.5 lets both stand on one."""
     start_timeout: float = Field(default=600, gt=0)
     """Seconds in which a first replica has to be ready."""
 
-    @property
-    def gpus(self) -> float:
-        """GPUs of each replica."""
+    @field_validator("inner")
+    @classmethod
+    def _one_each(cls, inner: Inner) -> Inner:
+        if isinstance(inner, TransformersSettings) and inner.replicas not in ("auto", 1):
+            raise ValueError("a replica on Ray is one engine: leave out inner.replicas, and raise replicas")
+        return inner
+
+    def gpus(self, model: ModelConfig, there: bool) -> float:
+        """GPUs of each replica; `there`: whether the cluster has any."""
         if self.num_gpus is not None:
             return self.num_gpus
-        return self.inner.tensor_parallel_size if isinstance(self.inner, VLLMSettings) else 0
+        if isinstance(self.inner, VLLMSettings):
+            return self.inner.tensor_parallel_size
+        return float(there and isinstance(self.inner, TransformersSettings) and model.device in ("auto", "cuda"))
 
     def missing(self) -> list[str]:
         """What is not installed."""
@@ -102,7 +116,15 @@ class RaySettings(Settings):
         for what in self.missing():
             raise EngineError(f"engine ray: {what}")
         kind = RayDistributionEngine if isinstance(self.inner, TransformersSettings) else RayEngine
-        return kind(self, model)
+        return kind(self, _anywhere(model))
+
+
+def _anywhere(model: ModelConfig) -> ModelConfig:
+    """With whole paths: workers run in another folder."""
+    paths = {"name": model.name, "adapter": model.adapter}
+    return model.model_copy(
+        update={key: str(Path(path).absolute()) for key, path in paths.items() if path and Path(path).exists()}
+    )
 
 
 def _window(inner: Inner) -> int:
@@ -161,11 +183,18 @@ class RayEngine:
         self.jobs_a_replica = -(-window // self.rows_a_job)
         self._count = 0
         self._flying: dict[int, Job] = {}
+        self._lost: dict[int, int] = {}
+        """How many replicas were gone when a job was last sent."""
+        self._deaths: Counter[int] = Counter()
+        """How many replicas are gone that had a job in hand."""
+        self._gone: set[str] = set()
+        self._looked = 0.0
         self._notes: set[str] = set()
-        self._replaced = 0
         self._started = 0
-        """Replicas that had been started, those in a dead one's place included, when a job was last done."""
+        self._started_then = 0
+        """Replicas that had been started, those in a dead one's place included; when a job was last done."""
         self._done: queue.SimpleQueue[Done | Exception] = queue.SimpleQueue()
+        self.gpus = settings.gpus(model, ray.cluster_resources().get("GPU", 0) >= 1)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         desk = ray.remote(concurrency_groups={"in": 1, "out": 1})(_Desk)
         self._desk: Any = desk.options(num_cpus=0, scheduling_strategy=here).remote()
@@ -191,10 +220,12 @@ class RayEngine:
 
     def notes(self) -> list[str]:
         """What a person should know of how it went."""
-        if self._replaced < 1:
-            return sorted(self._notes)
-        told = f"replicas died and were replaced: {self._replaced}; the rows they had in hand were done again"
-        return [*sorted(self._notes), told]
+        told, asked = sorted(self._notes), self.settings.replicas
+        if died := max(self._started - asked, len(self._gone)):
+            told.append(f"replicas died and were replaced: {died}; the rows they had in hand were done again")
+        if 0 < self._started < asked:
+            told.append(f"only {self._started} of {asked} replicas had been started by the end")
+        return told
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """Yield one completion for each request as its job is done. `requests` is read as replicas become free.
@@ -215,38 +246,37 @@ class RayEngine:
         """Results in the items' order. Two jobs a replica: one is done while the next is on its way."""
         early: dict[int, list[Any]] = {}
         following = self._count
-        for number, results in self._answers(kind, parts, None, 2):
+        for number, results in self._answers(kind, parts, None, 2, early):
             early[number] = results
             while following in early:
                 yield from early.pop(following)
                 following += 1
 
     def _answers(
-        self, kind: Kind, parts: Iterator[tuple[Any, ...]], sampling: Sampling | None, jobs: int
+        self,
+        kind: Kind,
+        parts: Iterator[tuple[Any, ...]],
+        sampling: Sampling | None,
+        jobs: int,
+        held: Sized = (),
     ) -> Iterator[tuple[int, list[Any]]]:
-        """Each job's number and results, as they come; `jobs` of them at once for each replica."""
-        import ray
-
-        self._flying = {}  # of a call that was given up: what still comes of it is dropped
-        is_read, is_backed = False, False
+        """Each job's number and results, as they come; `jobs` of them at once for each replica, less those `held`."""
+        self._flying, self._lost = {}, {}  # of a call that was given up: what still comes of it is dropped
+        is_read = False
         while True:
-            while not is_read and len(self._flying) < jobs * self.settings.replicas:
+            while not is_read and len(self._flying) + len(held) < jobs * self.settings.replicas:
                 if part := next(parts, None):
                     self._put(kind, part, sampling)
                 else:
                     is_read = True
             if not self._flying:
-                started, _ = ray.get(self._desk.life.remote())
-                self._replaced = started - self.settings.replicas
+                self._look()
                 return
             done = self._next(BEAT)
             if done is not None:
                 yield done.number, done.results
-            elif self._living() < self.settings.replicas and is_read and not is_backed:
-                # Nothing else is left to do, and a replica that is gone may find no room to come back.
-                is_backed = True
-                for job in self._flying.values():
-                    self._send(job)
+            if time.monotonic() - self._looked > LOOK:
+                self._look()
 
     def _put(self, kind: Kind, items: tuple[Any, ...] = (), sampling: Sampling | None = None) -> None:
         job = Job(self._count, kind, items, sampling)
@@ -255,6 +285,7 @@ class RayEngine:
         self._send(job)
 
     def _send(self, job: Job) -> None:
+        self._lost[job.number] = len(self._gone)
         self._desk.put.options(concurrency_group="in").remote(pickle.dumps(job))
 
     def _next(self, seconds: float) -> Done | None:
@@ -270,28 +301,42 @@ class RayEngine:
         if done.bug is not None:
             raise RuntimeError(f"a replica failed:\n{done.bug}")
         self._notes.update(done.notes)
-        self._started = 0
+        self._started_then = self._started
+        self._lost.pop(done.number, None)
         return done if self._flying.pop(done.number, None) else None
 
-    def _living(self) -> int:
-        """How many replicas give signs of life. Raises EngineError where they die again and again, or none does."""
+    def _look(self) -> None:
+        """Send again what nobody has in hand since a replica is gone: it may find no room to come back.
+
+        Raises EngineError where replicas die again and again, or none is left.
+        """
         import ray
 
-        started, ages = ray.get(self._desk.life.remote())
-        self._started = self._started or started
-        if started > self._started + MAX_DEATHS * self.settings.replicas:
-            rows = [item.id for job in self._flying.values() for item in job.items]
-            where = f"with row '{rows[0]}' and others in hand" if rows else "before they are ready"
-            raise EngineError(
-                f"engine ray: replicas die again and again {where}; finished rows are kept, and the same command goes "
-                "on; where it is memory that is short, take fewer replicas or a smaller max_batch_size"
-            )
-        if ages and min(ages) > self.settings.start_timeout:
+        self._looked = time.monotonic()
+        heard: dict[str, tuple[float, frozenset[int]]] = ray.get(self._desk.life.remote())
+        self._started = len(heard)
+        if heard and min(age for age, _ in heard.values()) > self.settings.start_timeout:
             raise EngineError(
                 f"engine ray: no replica has been heard of for {self.settings.start_timeout:g} s; finished rows are "
                 "kept, and the same command goes on"
             )
-        return sum(age < SILENCE for age in ages)
+        gone = {name for name, (age, _) in heard.items() if age > SILENCE}
+        for name in gone - self._gone:
+            self._deaths.update(heard[name][1] & self._flying.keys())
+        self._gone = gone
+        in_hand = frozenset[int]().union(*(jobs for name, (_, jobs) in heard.items() if name not in gone))
+        for number, job in self._flying.items():
+            if number not in in_hand and self._lost[number] < len(gone):
+                self._send(job)
+        suspects = [job for number, job in self._flying.items() if self._deaths[number] >= MAX_DEATHS]
+        if not suspects and self._started <= self._started_then + MAX_DEATHS * self.settings.replicas:
+            return
+        rows = [item.id for job in suspects or self._flying.values() for item in job.items]
+        where = f"with row '{rows[0]}' and others in hand" if rows else "before they are ready"
+        raise EngineError(
+            f"engine ray: replicas die again and again {where}; finished rows are kept, and the same command goes on; "
+            "where it is memory that is short, take fewer replicas or a smaller max_batch_size"
+        )
 
     def _wait_for_one(self) -> None:
         """Return when a replica is ready. Raises what kept it from it, and EngineError."""
@@ -300,13 +345,13 @@ class RayEngine:
         until = time.monotonic() + self.settings.start_timeout
         self._put("hello")
         while self._next(BEAT / 2) is None:
-            self._living()
+            self._look()
             if time.monotonic() > until:
                 there, free = ray.cluster_resources(), ray.available_resources()
                 told = ", ".join(f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
                 raise EngineError(
                     f"engine ray: no replica was ready within {self.settings.start_timeout:g} s; each asks for "
-                    f"{self.settings.num_cpus:g} CPUs and {self.settings.gpus:g} GPUs, and the cluster has {told} "
+                    f"{self.settings.num_cpus:g} CPUs and {self.gpus:g} GPUs, and the cluster has {told} "
                     "free: lower num_cpus or num_gpus"
                 )
 
@@ -339,6 +384,9 @@ def _join(settings: RaySettings) -> bool:
     import ray
 
     if ray.is_initialized():
+        joined, asked = ray.get_runtime_context().gcs_address, settings.address
+        if asked not in (None, "auto", joined) and asked.rpartition(":")[2] != joined.rpartition(":")[2]:
+            raise EngineError(f"engine ray: this process has joined the cluster at {joined}, so not that at {asked}")
         return False
     try:
         if settings.address is None:
@@ -361,18 +409,22 @@ def _pipeline(engine: RayEngine, model: ModelConfig) -> Any:
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say comes as an error here
     settings, calls = engine.settings, engine.jobs_a_replica
+    inner = settings.inner
+    if isinstance(inner, TransformersSettings):
+        inner = inner.model_copy(update={"replicas": 1})  # however many GPUs it sees
+    told = {name: os.environ[name] for name in TOLD if name in os.environ}
     pool = ActorPoolStrategy(
         size=settings.replicas, max_tasks_in_flight_per_actor=calls, max_concurrent_calls_per_actor=calls
     )
     jobs = read_datasource(_source(engine._desk), override_num_blocks=1, num_cpus=0)
     dataset = jobs.map_batches(
         _Replica,
-        fn_constructor_args=(settings.inner, model, engine._desk),
+        fn_constructor_args=(inner, model, engine._desk, told, engine.gpus > 0),
         compute=pool,
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=settings.num_cpus,
-        num_gpus=settings.gpus,
+        num_gpus=engine.gpus,
     )
     # Each job goes on by itself, when it is there: a block would wait for 128 MiB.
     dataset.context.target_max_block_size = dataset.context.target_min_block_size = 1
@@ -420,7 +472,7 @@ class _Desk:
 
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self.heard: dict[str, float] = {}
+        self.heard: dict[str, tuple[float, frozenset[int]]] = {}
         self.is_read = self.is_over = False
 
     def begin(self) -> None:
@@ -440,15 +492,15 @@ class _Desk:
         self.is_over = True
         self.jobs.put(b"")
 
-    def beat(self, replica: str) -> bool:
-        """A sign of life. Whether it is wanted any longer."""
-        self.heard[replica] = time.monotonic()
+    def beat(self, replica: str, jobs: frozenset[int]) -> bool:
+        """A sign of life, with the jobs in hand. Whether it is wanted any longer."""
+        self.heard[replica] = time.monotonic(), jobs
         return not self.is_over
 
-    def life(self) -> tuple[int, list[float]]:
-        """How many replicas have been started, and the seconds since each was heard of."""
+    def life(self) -> dict[str, tuple[float, frozenset[int]]]:
+        """Of each replica that was ever started, the seconds since it was heard of, and the jobs it had in hand."""
         now = time.monotonic()
-        return len(self.heard), [now - then for then in self.heard.values()]
+        return {name: (now - then, jobs) for name, (then, jobs) in self.heard.items()}
 
 
 @dataclass(slots=True, eq=False)
@@ -463,14 +515,18 @@ class _Call:
 class _Replica:
     """One of the pool: an engine in a thread of its own, to which several calls at once give jobs."""
 
-    def __init__(self, settings: Inner, model: ModelConfig, desk: Any) -> None:
+    def __init__(self, settings: Inner, model: ModelConfig, desk: Any, told: dict[str, str], on_gpu: bool) -> None:
         import ray
 
+        for variable, value in told.items():
+            os.environ.setdefault(variable, value)
+        if not on_gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none
         self.inbox: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self.hand: set[_Call] = set()
         """Taken, and not yet answered."""
         name = uuid.uuid4().hex
-        ray.get(desk.beat.remote(name))
+        ray.get(desk.beat.remote(name, frozenset()))
         threading.Thread(target=self._live, args=(desk, name), daemon=True).start()
         is_open = threading.Event()
         threading.Thread(target=self._work, args=(settings, model, is_open), daemon=True).start()
@@ -512,7 +568,7 @@ class _Replica:
         import ray
 
         try:
-            while ray.get(desk.beat.remote(name)):
+            while ray.get(desk.beat.remote(name, frozenset(call.job.number for call in tuple(self.hand)))):
                 time.sleep(BEAT)
         except Exception:
             os._exit(0)
@@ -536,7 +592,12 @@ class _Replica:
         if call.job.kind == "generate":
             return self._generate(engine, call)
         if call.job.kind == "logprobs":
-            call.results.extend(engine.logprobs(call.job.items))
+            try:
+                call.results.extend(engine.logprobs(call.job.items))
+            except ScoringError as error:  # of these texts; the engine goes on
+                self.hand.remove(call)
+                call.answer.put(Done(call.job.number, [], error=error))
+                return None
         elif call.job.kind == "distributions":
             assert isinstance(engine, DistributionEngine)
             call.results.extend(found.cpu().numpy() for found in engine.distributions(call.job.items))

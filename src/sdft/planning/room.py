@@ -136,13 +136,13 @@ def _with_ray(engine: RaySettings, recipe: Recipe, shape: Shape, row: int, drift
         told += f", and {_size(row * token)} of cache for each row of {row:,} tokens"
         return f"each of {counted(engine.replicas, 'replica')} takes {told}, {unseen}"
     assert isinstance(engine.inner, TransformersSettings)
-    device: DeviceName = "cuda" if engine.gpus else "cpu"
+    device: DeviceName = "cuda" if engine.gpus(recipe.model, gpu_count() > 0) else "cpu"
     need, told = _one_engine(engine.inner, recipe, shape, row, drifts, device, None)
     told = f"each of {engine.replicas} replicas takes {told}" if engine.replicas > 1 else told
     if engine.address is None and device == "cpu":
         need *= engine.replicas
         return f"{told}; {_size(need)} in all{_too_little(need, free, 'lower replicas or max_batch_size')}"
-    where = "a GPU" if engine.gpus else "the processor"
+    where = "a GPU" if device == "cuda" else "the processor"
     return f"{told}, on {where} of its node, {unseen}"
 
 

@@ -82,12 +82,13 @@ def pace(engine: AnyEngine, model: ModelConfig) -> float | str:
             return 1
         return gpu_count() if engine.replicas == "auto" else min(engine.replicas, gpu_count())
     assert isinstance(engine, RaySettings)
-    if bool(engine.gpus) != on_gpu:
-        there, here = ("GPUs", "a processor") if engine.gpus else ("processors", "a GPU")
+    gpus = engine.gpus(model, on_gpu)
+    if bool(gpus) != on_gpu:
+        there, here = ("GPUs", "a processor") if gpus else ("processors", "a GPU")
         return f"its replicas work on {there}, and this machine would try the model on {here}"
     if engine.address is not None:
         return engine.replicas
-    return min(engine.replicas, gpu_count() / engine.gpus) if on_gpu else 1
+    return min(engine.replicas, gpu_count() / gpus) if on_gpu else 1
 
 
 def calibrate(recipe: Recipe, sample: Sample | None) -> Speed | None:
