@@ -28,12 +28,12 @@ from helpers_pipeline import contents, scripted_recipe
 from helpers_replicas import wait_until_gone
 from helpers_server import MODEL, serving
 
-KILLS = (
-    "data", "data", "distill", "distill", "distill", "distill", "select", "select", "train/sft", "train/sft",
-    "train/sft", "train/sft", "train/sdft", "train/sdft", "train/sdft", "eval/seed", "eval/seed", "eval/sft",
-    "eval/sft", "eval/sdft", "eval/sdft", "compare", "analyze", "analyze", "report", "report",
+STAGES = (
+    "data", "distill", "select", "train/sft", "train/sdft", "eval/seed", "eval/sft", "eval/sdft", "compare", "analyze",
+    "report",
 )  # fmt: skip
-"""The stage that each kill is aimed at."""
+LONG = ("distill", "train/sft", "train/sdft", "eval/sft")
+"""Long enough to be killed at a moment drawn at random, too."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -51,18 +51,25 @@ class Zygote:
         )
 
     def start(
-        self, recipe: dict[str, Any] | str, command: str = "run", clock: bool = False, vllm: float | None = None
+        self,
+        recipe: dict[str, Any] | str,
+        command: str = "run",
+        clock: bool = False,
+        vllm: float | None = None,
+        dies: tuple[str, float | None] | None = None,
     ) -> int:
         """The pid of a process that gives a command for a recipe.
 
-        `clock`: with a clock that runs backwards; `vllm`: with the small vLLM, that takes so many seconds for a step.
+        `clock`: with a clock that runs backwards; `vllm`: with the small vLLM, that takes so many seconds for a step;
+        `dies`: it kills itself in the stage with this marker, as `helpers_zygote.die_in` says.
         """
         assert self.process.stdin is not None
         if not isinstance(recipe, str):
             path = self.log.with_name("recipe.yaml")
             path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
             recipe = str(path)
-        asked = {"arguments": [command, recipe, "-q"], "log": str(self.log), "clock": clock, "vllm": vllm}
+        arguments = [command, recipe, "-q"]
+        asked = {"arguments": arguments, "log": str(self.log), "clock": clock, "vllm": vllm, "dies": dies}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         return int(self._answer()["pid"])
@@ -136,9 +143,13 @@ def tiny(tiny_once: Tiny) -> Tiny:
     return tiny_once
 
 
+def marker_of(folder: Path, stage: str) -> Path:
+    return folder / "stages" / f"{stage.replace('/', '.')}.json"
+
+
 def state_of(folder: Path, stage: str) -> tuple[bool | None, tuple[int, int]]:
     """Whether a stage is finished, None where it was never begun; and what tells its markers from each other."""
-    marker = folder / "stages" / f"{stage.replace('/', '.')}.json"
+    marker = marker_of(folder, stage)
     if not marker.exists():
         return None, (0, 0)
     told = marker.stat()
@@ -173,20 +184,18 @@ def test_killed_more_than_twenty_times_in_every_stage_a_run_ends_with_the_same_f
     tiny: Tiny, zygote: Zygote
 ) -> None:
     draw = random.Random(0)
-    killed: list[str] = []
-    for number, stage in enumerate(KILLS):
-        most = tiny.seconds[stage] * (0.1 if stage not in KILLS[:number] else 1.0)  # one at least while it is under way
-        delay = draw.random() * (0.02 + most)
-        status = stop_in(zygote, tiny.recipe, tiny.folder, stage, delay, signal.SIGKILL)
-        assert status in (-signal.SIGKILL, 0), zygote.log.read_text(encoding="utf-8")
-        if status != 0:
-            killed += [name for name in dict.fromkeys(KILLS) if state_of(tiny.folder, name)[0] is False] or [
-                "between stages"
-            ]
+    kills = 0
+    for stage in STAGES:
+        at_random = [draw.random() * tiny.seconds[stage] for _ in range(2 * (stage in LONG))]
+        for delay in (0.0, *at_random, None):  # its first file, whenever, all its files whole but not yet finished
+            zygote.start(tiny.recipe, dies=(str(marker_of(tiny.folder, stage)), delay))
+            assert zygote.wait() == -signal.SIGKILL, (stage, delay, zygote.log.read_text(encoding="utf-8"))
+            begun = {name: state_of(tiny.folder, name)[0] for name in STAGES}
+            assert [name for name, finished in begun.items() if finished is False] == [stage], (delay, begun)
+            kills += 1
+    assert kills >= 20 and {*STAGES} == {*tiny.seconds}
     zygote.start(tiny.recipe)
     assert zygote.wait() == 0, zygote.log.read_text(encoding="utf-8")
-    assert len(killed) >= 20 and {"distill", "train/sft", "train/sdft", "analyze", "report"} < {*killed}, killed
-    assert {"eval/seed", "eval/sft", "eval/sdft"} & {*killed}, killed
     assert differing(contents(tiny.folder), tiny.files) == []
 
 
