@@ -5,8 +5,9 @@
 The server is a process of its own that waits a random 5 to 45 ms for each reply, and answers one request in twenty
 with 429, 500, 503, a reset connection, half a JSON, two choices, no body, or not at all. Its own limit is measured
 first, by a bare client in another process that keeps as many requests in flight, on the same connections throughout,
-and reads no reply. Then all rows are distilled by this process. Checked: every row is there once and none failed; how
-memory grew after the first fifth. It stops by itself after `--seconds`.
+and reads no reply. So is what the official client costs, alone in a process, at a server that answers at once: CPU
+seconds a request. Then all rows are distilled by this process. Checked (else exit code 1): every row is there once and
+none failed; memory grew by no more than `--growth` after the first fifth. It stops by itself after `--seconds`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,12 @@ def response(status: int, body: bytes) -> bytes:
 
 
 async def converse(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random, rate: float, seen: Counter[str]
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    draw: random.Random,
+    rate: float,
+    seen: Counter[str],
+    latency: tuple[float, float],
 ) -> None:
     """One connection, until it is closed."""
     try:
@@ -62,7 +68,7 @@ async def converse(
             fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
             request = json.loads(await reader.readexactly(int(fields["content-length"])))
             text = "It is so: " + request["messages"][-1]["content"].split("plus")[0].split()[-1]
-            await asyncio.sleep(draw.uniform(*LATENCY))
+            await asyncio.sleep(draw.uniform(*latency))
             fault = draw.choice(FAULTS) if draw.random() < rate else ""
             if fault == "stall" and draw.random() < 0.9:
                 fault = "reset"  # few: each holds one of the client's places for seconds
@@ -90,14 +96,14 @@ async def converse(
         writer.close()
 
 
-def serve(pipe: Connection, rate: float, seconds: float) -> None:
+def serve(pipe: Connection, rate: float, seconds: float, latency: tuple[float, float] = LATENCY) -> None:
     """Answer until told to stop, or the time is up; then say what was answered."""
 
     async def work() -> None:
         draw, seen = random.Random(0), Counter[str]()
         started = time.monotonic()
         server = await asyncio.start_server(
-            lambda reader, writer: converse(reader, writer, draw, rate, seen), "127.0.0.1", 0, backlog=1024
+            lambda reader, writer: converse(reader, writer, draw, rate, seen, latency), "127.0.0.1", 0, backlog=1024
         )
         pipe.send(server.sockets[0].getsockname()[1])
         while not pipe.poll() and time.monotonic() - started < seconds:
@@ -137,6 +143,27 @@ def limit_of(port: int, concurrency: int, seconds: float, pipe: Connection) -> N
     started = time.monotonic()
     asyncio.run(work())
     pipe.send(count / min(time.monotonic() - started, seconds))
+
+
+def client_cost(port: int, concurrency: int, requests: int, pipe: Connection) -> None:
+    """Send how many CPU seconds of this process the official client takes for a request, and nothing else in it."""
+    import openai
+
+    async def work() -> float:
+        client = openai.AsyncOpenAI(api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
+        left = iter(range(requests))
+
+        async def one() -> None:
+            for number in left:
+                turn = {"role": "user", "content": f"{number} plus 4 is"}
+                await client.chat.completions.create(model="m", messages=[turn])  # type: ignore[list-item]
+
+        await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "1 plus 4 is"}])
+        started = time.process_time()
+        await asyncio.gather(*(one() for _ in range(concurrency)))
+        return (time.process_time() - started) / requests
+
+    pipe.send(asyncio.run(work()))
 
 
 def resident() -> int:
@@ -185,9 +212,9 @@ def distil(port: int, rows: int, concurrency: int, seconds: float, folder: Path)
     arguments = (run / "distill/rewrites.jsonl", rows, stop, memory, time.monotonic() + seconds)
     watching = threading.Thread(target=watch, args=arguments, daemon=True)
     watching.start()
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     notes = run_distill(recipe, run, Console())
-    took = time.monotonic() - started
+    took, worked = time.monotonic() - started, time.process_time() - worked
     memory[10] = resident()
     stop.set()
     watching.join()
@@ -207,6 +234,7 @@ def distil(port: int, rows: int, concurrency: int, seconds: float, folder: Path)
         "with_anothers_reply": mixed,
         "seconds": took,
         "rows_per_second": rows / took,
+        "cpu_seconds_a_row": worked / rows,
         "requests": (run / "distill/requests.txt").stat().st_size,
         "memory_at_a_fifth": early,
         "memory_at_the_end": memory[10],
@@ -223,6 +251,8 @@ def main() -> None:
     parser.add_argument("--faults", type=float, default=0.05, help="share of requests")
     parser.add_argument("--seconds", type=float, default=900.0, help="at most, for all of it")
     parser.add_argument("--limit-seconds", type=float, default=10.0, help="for the server's own limit")
+    parser.add_argument("--growth", type=float, default=64.0, help="MiB of memory between a fifth and the end, at most")
+    parser.add_argument("--client-requests", type=int, default=1000, help="for what the official client costs")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
@@ -235,20 +265,40 @@ def main() -> None:
     bare.start()
     limit = mine.recv()
     bare.join()
+    quick, its = spawn.Pipe()
+    at_once = spawn.Process(target=serve, args=(its, 0.0, asked.seconds + 30, (0.0, 0.0)), daemon=True)
+    at_once.start()
+    arguments = (quick.recv(), asked.concurrency, asked.client_requests)
+    mine, its = spawn.Pipe()
+    client = spawn.Process(target=client_cost, args=(*arguments, its), daemon=True)
+    client.start()
+    its.close()  # so that a client that dies is an end of file here
+    cost = mine.recv()
+    client.join()
+    quick.send("stop")
+    at_once.join()
     with tempfile.TemporaryDirectory() as folder:
         made = distil(port, asked.rows, asked.concurrency, asked.seconds, Path(folder))
     here.send("stop")
+    made |= {"client_cpu_seconds_a_request": cost}
     made |= {"server_rows_per_second": limit, "share_of_limit": made["rows_per_second"] / limit, "sent": here.recv()}
     server.join()
+    grown = (made["memory_at_the_end"] - made["memory_at_a_fifth"]) / 2**20
     print(
         f"{made['rows']:,} rows in {made['seconds']:.0f} s: {made['rows_per_second']:.0f} rows/s of the server's own "
         f"{limit:.0f}; {made['missing']} missing, {made['doubled']} doubled, {made['failed']} failed, "
         f"{made['with_anothers_reply']} with another's reply; {made['requests']:,} requests; memory "
         f"{made['memory_at_a_fifth'] / 2**20:.0f} MiB at a fifth, {made['memory_at_the_end'] / 2**20:.0f} MiB at the "
-        f"end ({made['bytes_a_row_after_a_fifth']:.0f} bytes a row)"
+        f"end ({made['bytes_a_row_after_a_fifth']:.0f} bytes a row)\n"
+        f"CPU: the official client alone {1000 * cost:.1f} ms a request; all of distil "
+        f"{1000 * made['cpu_seconds_a_row']:.1f} ms a row"
     )
     if asked.json:
         asked.json.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    if grown > asked.growth:
+        raise SystemExit(
+            f"memory grew by {grown:.0f} MiB after a fifth of the rows; at most {asked.growth:g} are allowed"
+        )
     if made["missing"] or made["doubled"] or made["failed"] or made["with_anothers_reply"]:
         raise SystemExit(1)
 
