@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from helpers_models import save_tiny_model
 from helpers_pipeline import scripted_recipe
 from helpers_replicas import wait_until_gone
 from sdft.errors import RunError
+from sdft.models import ModelConfig, load_model
 from sdft.rundir import read_json
 
+CONFIGURATIONS = Path(__file__).parents[1] / "accelerate"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(sdft.__file__).parents[1])}
 
 
@@ -129,3 +132,66 @@ def test_the_launcher_killed_and_started_again_it_goes_on(tree: dict[str, Any], 
     assert losses(path, "sft") == losses(two, "sft")
     weights = "train/sft/adapter_model.safetensors"
     assert (path / weights).read_bytes() == (two / weights).read_bytes()
+
+
+def launched(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, str]]:
+    """The arguments that `accelerate launch` comes to with a file of accelerate/, and what it gives the processes."""
+    from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    path = str(CONFIGURATIONS / name)
+    more = ["--main_process_ip", "127.0.0.1"] if "2x8" in name else []
+    args = launch_command_parser().parse_args(["--config_file", path, *more, "-m", "sdft", "train", "recipe.yaml"])
+    config = load_config_from_file(path)  # refuses unknown keys; those of the parts below are taken as they are
+    assert {*config.fsdp_config, *config.deepspeed_config} <= {*vars(args)}
+    args, _, _ = _validate_launch_command(args)
+    monkeypatch.setattr("accelerate.utils.launch.is_port_in_use", lambda port: False)
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""  # as the command sets it, which wants deepspeed first
+        return args, prepare_deepspeed_cmd_env(args)[1]
+    return args, prepare_multi_gpu_env(args)
+
+
+@pytest.mark.parametrize(
+    ("name", "machines", "each"),
+    [("ddp-8.yaml", 1, 8), ("deepspeed-zero2-8.yaml", 1, 8), ("fsdp2-8.yaml", 1, 8), ("fsdp2-2x8.yaml", 2, 8)],
+)
+def test_accelerate_takes_the_configurations(
+    name: str, machines: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args, given = launched(name, monkeypatch)
+    assert (args.num_machines, args.num_processes, args.nproc_per_node) == (machines, machines * each, str(each))
+    assert given["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    count = {1: "one machine", 2: "two machines"}[machines]
+    docs = (CONFIGURATIONS.parent / "docs/cluster.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {count} of {each} GPUs" in docs
+    assert given.get("ACCELERATE_USE_FSDP") == ("true" if "fsdp" in name else None)
+    assert given.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == ("2" if "zero2" in name else None)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["fsdp2-8.yaml", "fsdp2-2x8.yaml"])
+def test_accelerates_plugin_takes_what_the_fsdp2_files_say(
+    name: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+    from peft import LoraConfig, get_peft_model
+
+    _, given = launched(name, monkeypatch)
+    for variable in (key for key in given if key.startswith("FSDP_")):
+        monkeypatch.setenv(variable, given[variable])
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, False)
+    assert (plugin.state_dict_type.name, plugin.activation_checkpointing) == ("FULL_STATE_DICT", False)
+    plain = load_model(ModelConfig(name=tree["model"]["name"], device="cpu"))
+    layer = plain.model.layers[0]
+    for model in (plain, get_peft_model(plain, LoraConfig(target_modules=["q_proj"]))):
+        wraps = fsdp2_prepare_auto_wrap_policy(plugin, model)
+        assert wraps(layer) and not wraps(layer.mlp)
+
+
+def test_each_configuration_is_in_the_docs() -> None:
+    docs = (CONFIGURATIONS.parent / "docs/cluster.md").read_text(encoding="utf-8")
+    assert {path.name for path in CONFIGURATIONS.iterdir()} == set(re.findall(r"^\| `(\S+\.yaml)` \|", docs, re.M))
