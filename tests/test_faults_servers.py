@@ -162,14 +162,15 @@ def test_load(tmp_path: Path) -> None:
     """2,000 rows, 5 % faults; `bench/load.py` takes 100,000."""
     out = tmp_path / "measured.json"
     script = HERE.parent / "bench/load.py"
-    arguments = ["--rows", "2000", "--seconds", "240", "--limit-seconds", "1", "--json", str(out)]
+    limits = ["--seconds", "240", "--limit-seconds", "1", "--client-requests", "50", "--growth", "30"]
+    arguments = ["--rows", "2000", *limits, "--json", str(out)]
     said = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
     measured = read_json(out)
     assert (measured["missing"], measured["doubled"], measured["failed"], measured["with_anothers_reply"]) == (0,) * 4
     assert measured["requests"] >= 2000 + 0.02 * 2000, "there were faults, and they were got over"
     assert sum(count for fault, count in measured["sent"].items() if fault != "good") > 0
-    assert measured["memory_at_the_end"] - measured["memory_at_a_fifth"] < 30 << 20
+    assert measured["client_cpu_seconds_a_request"] > 0
 
 
 def test_every_test_that_the_table_names_is_there() -> None:
