@@ -59,6 +59,9 @@ def test_mcnemar_equals_the_binomial_test() -> None:
     for gained, lost in ((1, 0), (3, 3), (20, 41), (7, 300), (650, 669)):
         assert mcnemar(gained, lost) == pytest.approx(binomtest(gained, gained + lost).pvalue, rel=1e-9)
         assert mcnemar(gained, lost) == mcnemar(lost, gained)
+    assert mcnemar(100_000, 100_000) == 1.0
+    assert mcnemar(99_500, 100_500) == pytest.approx(binomtest(99_500, 200_000).pvalue, rel=1e-9)
+    assert mcnemar(0, 200_000) == 0.0  # and no error for a number too small
 
 
 def test_tango_of_rows_that_all_agree() -> None:

@@ -144,9 +144,9 @@ def _crossing(above: Callable[[float], bool], low: float, high: float) -> float:
 
 def mcnemar(gained: int, lost: int) -> float:
     """McNemar's exact two-sided p: a fair coin, thrown once for each row that differs, as uneven as this or more."""
-    differing = gained + lost
-    tail = sum(math.comb(differing, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / (1 << differing))
+    from scipy.special import bdtr
+
+    return min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval:
