@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "sdft"
 LAYERS = (
-    {"errors", "records"},
+    {"errors", "records", "secret"},
     {
         *("rundir", "console", "prompts", "checks", "data", "models", "stats", "programs", "sandbox"),
         *("length_control", "thinking", "visible"),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdft.engines import OpenAISettings
 from sdft.errors import RecipeError
 from sdft.recipe import Recipe, dump_recipe, load_recipe
 from sdft.recipe.files import merge
@@ -312,6 +313,16 @@ def test_a_dumped_recipe_reads_back_the_same(epochs: float, rate: float, modules
         ("api_key_env: sk-very-secret-0123456789", "very-secret"),
         ('base_url: "http://u:secretpass@h/v1"', "secretpass"),
         ("apikey: 'plainsecret99'", "plainsecret"),
+        ("base_url: http://h/sk-verysecret99/v1", "verysecret"),
+        ("base_url: u:secretpass@h/v1", "secretpass"),
+        ("extra_body: {api_key: plainsecret99}", "plainsecret"),
+        ("extra_body: {metadata: {token: ['plainsecret99']}}", "plainsecret"),
+        ("extra_body: {x: [{authorization: Bearer plainsecret99}]}", "plainsecret"),
+        ("extra_body: {password: correct plainsecret99}", "plainsecret"),
+        ("extra_body: {x: 'Bearer plainsecret99'}", "plainsecret"),
+        ("extra_body: {x: [1, hf_plainsecret99]}", "plainsecret"),
+        ("extra_body: {x-api-key: {hf_plainsecret99: 1}}", "plainsecret"),
+        ("extra_body: sk-plainsecret99", "plainsecret"),
     ],
 )
 def test_a_key_in_a_recipe_is_refused_and_not_shown(tmp_path: Path, line: str, secret: str) -> None:
@@ -323,4 +334,15 @@ def test_a_key_in_a_recipe_is_refused_and_not_shown(tmp_path: Path, line: str, s
             load_recipe(path)
         told = str(error.value)
         assert "mine.yaml:" in told and "*****" in told
-        assert secret not in told
+        assert secret not in told and line.partition(":")[0] in told
+
+
+def test_fields_that_only_sound_like_keys_are_sent() -> None:
+    body = {
+        "max_tokens": 5, "top_k": 3, "keyword": "a", "eos_token": "</s>", "stop_token_ids": [2], "author": "me",
+        "prompt_cache_key": "run-7", "schema": {"properties": {"password": {"type": "string"}}},
+        "text": "The bearer of this token may pass.", "model": "hf-internal-testing/tiny",
+    }  # fmt: skip
+    server = {"name": "openai", "base_url": "https://sk-gpu-host-1/hf-inference/v1", "extra_body": body}
+    recipe = load_recipe({"model": "some/model", "methods": [], "distill": {"engine": server}})
+    assert isinstance(recipe.distill.engine, OpenAISettings) and recipe.distill.engine.extra_body == body

@@ -28,6 +28,7 @@ from sdft.engines.base import Continuation, Request, Sampling, TokenLogprobs
 from sdft.errors import EngineError, ScoringError
 from sdft.models import ModelConfig, load_tokenizer
 from sdft.records import Completion, Message, Settings
+from sdft.secret import hidden, is_key, where_a_key_is
 
 if TYPE_CHECKING:
     from sdft.engines._servers import Answer, Endpoint
@@ -80,10 +81,19 @@ class ServerSettings(Settings):
             raise ValueError("name at least one server")
         for url in urls:
             parts = urlsplit(url)
-            if parts.username or parts.password or parts.query:  # not shown: it may hold a key
-                raise ValueError("no user, password or query in an address; keys come from api_key_env")
+            user = "@" in (parts.netloc or url)  # also where http:// is missing
+            if user or parts.query or parts.fragment or is_key(parts.path):  # not shown: it may hold a key
+                raise ValueError("no user, password or query in an address, nor a key; keys come from api_key_env")
             if parts.scheme not in ("http", "https") or not parts.netloc:
-                raise ValueError(f"'{url}' is no address such as http://localhost:8000/v1")
+                raise ValueError(f"'{hidden(url)}' is no address such as http://localhost:8000/v1")
+        return value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _no_key_inside(cls, value: dict[str, Any]) -> dict[str, Any]:
+        place = where_a_key_is(value)
+        if place is not None:  # the value is not shown
+            raise ValueError(f"{place}: no key may stand here; keys come from api_key_env")
         return value
 
     @field_validator("api_key_env")

@@ -14,6 +14,7 @@ import yaml
 from sdft.benchmarks.dataset import written_out
 from sdft.errors import RecipeError, suggestion
 from sdft.records import named
+from sdft.secret import FORMS
 
 NAMED = (
     ("model",),
@@ -70,8 +71,10 @@ class Place:
 
 
 SECRETS = re.compile(
-    r"""(?:\b[\w.-]*(?:key|token|secret|password)[\w.-]*["']?\s*[:=]\s*["']?)(?P<value>[^\s,"'}\]]+)"""
-    r"""|://(?P<user>[^\s/@"']+)@|\b(?P<bare>(?:sk|hf|gsk|xai|pk|rk)[-_][\w-]{6,})""",
+    r"""(?:\b[\w.-]*(?:key|token|secret|password|authorization|credential)[\w.-]*["']?\s*[:=][\s\[{]*)"""
+    r"""(?:"(?P<double>[^"]+)|'(?P<single>[^']+)|(?P<value>[^,"'}\]#]+))"""
+    r"""|\bbearer\s+(?P<bearer>[^\s,"'}\]]+)"""
+    rf"""|(?:://|\bbase_url["']?\s*:\s*["']?)(?P<user>[^\s/@"']+)@|(?P<bare>{FORMS})""",
     re.IGNORECASE,
 )
 """What may be a key: the value of what is called so, a user in an address, and the usual forms of keys."""
@@ -83,7 +86,9 @@ def _without_secrets(line: str) -> str:
     def hidden(found: re.Match[str]) -> str:
         [(group, value)] = [(name, text) for name, text in found.groupdict().items() if text is not None]
         start = found.start(group) - found.start()
-        if group == "value" and re.fullmatch(r"[A-Z][A-Z0-9_]*|[0-9]+|null|true|false", value):
+        if group in ("double", "single", "value") and re.fullmatch(
+            r"[A-Z][A-Z0-9_]*|[0-9]+|null|true|false", value.strip()
+        ):
             return found[0]  # the name of an environment variable, or a number
         return found[0][:start] + "*" * len(value) + found[0][start + len(value) :]
 

@@ -19,6 +19,7 @@ from sdft.prompts import problems as template_problems
 from sdft.recipe.files import copied
 from sdft.recipe.settings import DistillConfig, EvaluateConfig, Recipe
 from sdft.records import Settings
+from sdft.secret import hidden
 
 
 def validated(tree: dict[str, Any]) -> tuple[Recipe | None, list[str], dict[str, Any]]:
@@ -133,13 +134,14 @@ def explain(item: Any) -> str:
         return f"{key}: no '{context['tag']}'{did_you_mean(context['tag'], names)}"
     if kind == "literal_error":
         names = [name.strip(" '") for name in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return f"{key}: {item['input']!r} is none of {', '.join(names)}{suggestion(str(item['input']), names)}"
+        shown = hidden(repr(item["input"]))
+        return f"{key}: {shown} is none of {', '.join(names)}{suggestion(str(item['input']), names)}"
     if kind == "value_error":
         return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
     if kind in ("tuple_type", "list_type") and isinstance(item["input"], str):
         return f"{key}: wants a list; write [{item['input']}]"
     message = item["msg"][0].lower() + item["msg"][1:]
-    shown = repr(item["input"])
+    shown = hidden(repr(item["input"]))
     return f"{key}: {message}, not {shown if len(shown) < 60 else type(item['input']).__name__}"
 
 
