@@ -57,9 +57,34 @@ def test_auto_takes_what_fits_and_says_so_in_one_line(model: ModelConfig, monkey
         AutoSettings().choose(model)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "sizes"),
+    [
+        (None, [1, 2, 3]), ("", []), ("-1", []), ("1", [2]), ("2, 0", [3, 1]), ("0,-1,1", [1]), ("1,7,0", [2]),
+        ("GPU-bb", [2]), ("GPU-c,GPU-a", [3, 1]), ("GPU-x,0", []), ("MIG-1", [None]), ("no", []),
+    ],
+)  # fmt: skip
+def test_gpus_are_those_that_cuda_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None, sizes: list[int | None]
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho GPU-a1, 1024\necho GPU-bb, 2048\necho GPU-c1, 3072\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(memory, "version", lambda package: "2.0")  # a torch that knows CUDA
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    first = None if sizes in ([], [None]) else sizes[0] * memory.GIB  # type: ignore[operator]
+    assert memory.gpu_count() == len(sizes)
+    assert memory.gpu_size() == memory.free_memory("cuda") == first
+    assert (memory.guess_device() == "cuda") == bool(sizes)
+    assert pace(TransformersSettings(), ModelConfig(name="m", device="cuda")) == max(1, len(sizes))
+
+
 def test_auto_names_the_replicas_of_several_gpus(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_engine, "guess_device", lambda name: "cuda")
-    monkeypatch.setattr(memory, "_free_on_gpus", lambda: [8 << 30, 8 << 30])
+    monkeypatch.setattr(memory, "_gpus", lambda field: {"GPU-a": 8 << 30, "GPU-b": 8 << 30})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     engine, why = AutoSettings().choose(model, "distributions")
     assert why.startswith("transformers on 2 GPUs, a replica on each, 256 rows at once; ")
@@ -148,7 +173,7 @@ def test_several_processes_share_a_processor_and_not_gpus(
     assert "sft: about 26 steps" in alone["train"] and "sft: about 8 steps" in together["train"]
     assert alone["train"].rpartition("; about")[2] == together["train"].rpartition("; about")[2]
     assert "each of 4 processes" in together["memory"] and " in all" in together["memory"]
-    monkeypatch.setattr(memory, "_free_on_gpus", lambda: [8 << 30] * 2)
+    monkeypatch.setattr(memory, "_gpus", lambda field: {"GPU-a": 8 << 30, "GPU-b": 8 << 30})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     on_gpus = planned(load_recipe(tree | {"methods": ["sft"], "model": {**tree["model"], "device": "cuda"}}), 4)
     assert "times 4 if none waits" in on_gpus["train"]

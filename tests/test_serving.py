@@ -171,7 +171,7 @@ def test_options_that_would_shut_us_out_are_refused(recipe: Path, option: str) -
 def test_on_a_processor_prompts_are_read_whole(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serving.Served(model, ModelConfig(name=str(model)), "m", {}, {})
     for gpu, whole in ((None, True), (2**34, False)):
-        monkeypatch.setattr(serving, "free_memory", lambda _device, bytes_=gpu: bytes_)
+        monkeypatch.setattr(serving, "gpu_count", lambda count=int(bool(gpu)): count)
         assert ("--no-enable-chunked-prefill" in serving.serve_arguments(served, 1)) is whole
 
 

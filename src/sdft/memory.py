@@ -39,14 +39,14 @@ def guess_device(name: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> Device
         without_cuda = version("torch").endswith("+cpu")
     except PackageNotFoundError:
         without_cuda = True
-    if not without_cuda and _gpu_memory() is not None:
+    if not without_cuda and gpu_count() > 0:
         return "cuda"
     return "mps" if platform.system() == "Darwin" and platform.machine() == "arm64" else "cpu"
 
 
 def free_memory(device: DeviceName) -> int | None:
     """Bytes free on the first such device; None where the system does not tell."""
-    return _gpu_memory() if device == "cuda" else _free_ram()
+    return next(iter(_on_gpus("memory.free")), None) if device == "cuda" else _free_ram()
 
 
 def _free_ram() -> int | None:
@@ -63,34 +63,44 @@ def _free_ram() -> int | None:
 
 def gpu_count() -> int:
     """How many GPUs a process sees, by the system's own word: torch is not asked."""
-    count = len(_free_on_gpus())
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return count if chosen is None else min(count, sum(bool(part.strip()) for part in chosen.split(",")))
+    return len(_on_gpus("memory.free"))
 
 
 def gpu_size() -> int | None:
-    """Bytes of the first GPU, used ones included; None where there is none."""
+    """Bytes of the first GPU, used ones included; None where there is none or the system does not tell."""
     return next(iter(_on_gpus("memory.total")), None)
 
 
-def _gpu_memory() -> int | None:
-    return next(iter(_free_on_gpus()), None)
+def _on_gpus(field: Literal["memory.free", "memory.total"]) -> list[int | None]:
+    """Bytes on each GPU that CUDA_VISIBLE_DEVICES leaves, in its order; None where the system does not tell."""
+    there = _gpus(field)
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not there:
+        return list(there.values())
+    seen: list[int | None] = []
+    for name in map(str.strip, chosen.split(",")):
+        if name.startswith("MIG-"):  # a part of a card
+            seen.append(None)
+        elif name.isdigit() and int(name) < len(there):
+            seen.append(list(there.values())[int(name)])
+        elif found := [uuid for uuid in there if name.startswith("GPU-") and uuid.startswith(name)]:
+            seen.append(there[found[0]])
+        else:  # CUDA hides this one, such as -1, and all that follow
+            break
+    return seen
 
 
-def _free_on_gpus() -> list[int]:
-    """Bytes free on each GPU."""
-    return _on_gpus("memory.free")
-
-
-def _on_gpus(field: Literal["memory.free", "memory.total"]) -> list[int]:
+def _gpus(field: Literal["memory.free", "memory.total"]) -> dict[str, int | None]:
+    """By UUID, each GPU of this machine and its bytes, in the order of their numbers."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return []
+        return {}
     asked = subprocess.run(
-        [tool, f"--query-gpu={field}", "--format=csv,noheader,nounits"],
+        [tool, f"--query-gpu=uuid,{field}", "--format=csv,noheader,nounits"],
         capture_output=True, text=True, check=False, timeout=30,
     )  # fmt: skip
-    return [int(line) << 20 for line in asked.stdout.split() if line.isdigit()]
+    rows = [line.split(", ") for line in asked.stdout.splitlines() if line.startswith("GPU-")]
+    return {uuid: int(size) << 20 if size.isdigit() else None for uuid, size in rows}
 
 
 @dataclass(frozen=True, slots=True)

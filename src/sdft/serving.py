@@ -34,7 +34,7 @@ import yaml
 from sdft.console import SILENT_SECONDS, Console, duration
 from sdft.engines.vllm import QUIET, lora_modules, lora_room
 from sdft.errors import RunError
-from sdft.memory import free_memory, guess_device
+from sdft.memory import gpu_count, guess_device
 from sdft.models import ModelConfig, adapter_folder, pick_dtype, resolve
 from sdft.pipeline import find, is_run
 from sdft.recipe import Method, Recipe
@@ -253,7 +253,7 @@ def serve_arguments(served: Served, port: int) -> list[str]:
 
 def _on_cpu(config: ModelConfig) -> bool:
     """Whether vLLM will compute on the processor, as far as can be known from outside."""
-    return guess_device(config.device) == "cpu" and free_memory("cuda") is None
+    return guess_device(config.device) == "cpu" and gpu_count() == 0
 
 
 def _dtype(config: ModelConfig) -> str | None:

@@ -160,8 +160,9 @@ def _with_vllm(engine: VLLMSettings, recipe: Recipe, shape: Shape, row: int) -> 
     size, share = gpu_size(), engine.gpu_memory_utilization
     told = f"{_size(weights)} of weights on " + (f"each of {gpus} GPUs" if gpus > 1 else "its GPU")
     if size is None:
+        why = "the GPU's memory is not told" if gpu_count() else "no GPU is seen here"
         return (
-            f"{told}, and {_size(row * token)} of cache for each row of {row:,} tokens; no GPU is seen here, so how "
+            f"{told}, and {_size(row * token)} of cache for each row of {row:,} tokens; {why}, so how "
             f"many rows gpu_memory_utilization={share:g} leaves room for is not known"
         )
     room = share * size - weights

@@ -77,18 +77,19 @@ def pace(engine: AnyEngine, model: ModelConfig) -> float | str:
     if not isinstance(inner(engine), TransformersSettings):
         return math.inf  # replies are given, and no model writes them
     on_gpu = guess_device(model.device) == "cuda"
+    gpus = max(1, gpu_count())  # a recipe may name the device cuda where none is seen
     if isinstance(engine, TransformersSettings):
         if not on_gpu:
             return 1
-        return gpu_count() if engine.replicas == "auto" else min(engine.replicas, gpu_count())
+        return gpus if engine.replicas == "auto" else min(engine.replicas, gpus)
     assert isinstance(engine, RaySettings)
-    gpus = engine.gpus(model, on_gpu)
-    if bool(gpus) != on_gpu:
-        there, here = ("GPUs", "a processor") if gpus else ("processors", "a GPU")
+    each = engine.gpus(model, on_gpu)
+    if bool(each) != on_gpu:
+        there, here = ("GPUs", "a processor") if each else ("processors", "a GPU")
         return f"its replicas work on {there}, and this machine would try the model on {here}"
     if engine.address is not None:
         return engine.replicas
-    return min(engine.replicas, gpu_count() / gpus) if on_gpu else 1
+    return min(engine.replicas, gpus / each) if on_gpu else 1
 
 
 def calibrate(recipe: Recipe, sample: Sample | None) -> Speed | None:
