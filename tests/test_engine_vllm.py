@@ -228,7 +228,9 @@ def test_auto_splits_a_model_that_one_gpu_does_not_hold(model: ModelConfig, monk
     monkeypatch.setattr(auto_engine, "gpu_count", lambda: 4)
     engine, why = AutoSettings().choose(model)
     assert engine == VLLMSettings() and "; 3 of 4 GPUs stay idle: engine ray with vllm inside" in why
-    shape = Shape(parameters=70 << 30, layers=80, heads=28, kv_heads=4, head_size=128, hidden=3584, vocabulary=1000)
+    shape = Shape(
+        parameters=70 << 30, layers=80, heads=28, kv_heads=4, head_size=128, hidden=3584, vocabulary=1000, adaptable=0
+    )  # fmt: skip
     monkeypatch.setattr(auto_engine, "local_shape", lambda model: shape)
     for gpus, parts, told in ((2, 0, ""), (3, 0, ""), (4, 4, "GPUs;"), (6, 4, "GPUs, 2 stay idle;")):
         monkeypatch.setattr(auto_engine, "gpu_count", lambda gpus=gpus: gpus)

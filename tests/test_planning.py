@@ -18,7 +18,8 @@ from sdft.errors import EngineError
 from sdft.models import ModelConfig
 from sdft.needs import with_engines
 from sdft.planning import plan_recipe, room, speed, stages
-from sdft.planning.speed import Speed
+from sdft.planning.speed import Speed, pace
+from sdft.recipe import LoraConfig as OurLora
 from sdft.recipe import Recipe, load_recipe
 from sdft.rundir import read_json
 
@@ -55,6 +56,21 @@ def test_auto_takes_what_fits_and_says_so_in_one_line(model: ModelConfig, monkey
     monkeypatch.setattr(auto_engine, "free_memory", lambda device: 1000)
     with pytest.raises(EngineError, match="does not fit"):
         AutoSettings().choose(model)
+
+
+def test_an_adapter_on_every_matrix_is_counted_as_peft_makes_it(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = save_tiny_model(tmp_path / "model", intermediate_size=400, tie_word_embeddings=False)
+    theirs = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder),
+        LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    shape = memory.shape_of(folder)
+    assert shape is not None
+    trained = sum(weight.numel() for weight in theirs.parameters() if weight.requires_grad)
+    assert room._adapter_numbers(OurLora(r=3), shape) == trained
 
 
 @pytest.mark.parametrize(

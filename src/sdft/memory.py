@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ USABLE = 0.8
 """Share of the free memory that weights and cache may take."""
 MOST_ROWS: dict[DeviceName, int] = {"cpu": 32, "mps": 32, "cuda": 256}
 """Rows decoded at once where memory does not limit them."""
+
+IN_A_LAYER = re.compile(r"(?:^|\.)\d+\.")
+"""In a weight's name: embeddings and the head have no number."""
 
 
 def rows_that_fit(room: float, cache_bytes: int, device: DeviceName) -> int:
@@ -114,6 +118,8 @@ class Shape:
     head_size: int
     hidden: int
     vocabulary: int
+    adaptable: int
+    """Inputs and outputs of all matrices in the layers: the numbers of a LoRA adapter of rank 1 on each of them."""
 
     def weight_bytes(self, dtype: str, device: DeviceName) -> int:
         """Bytes of the weights as they are computed in."""
@@ -156,23 +162,25 @@ def shape_of(folder: Path) -> Shape | None:
         return None
     config = json.loads(path.read_text(encoding="utf-8"))
     config = config.get("text_config", config)
+    weights = [weight for file in files for weight in _weights(file)]
     try:
         heads = config["num_attention_heads"]
         return Shape(
-            parameters=sum(_numbers(file) for file in files),
+            parameters=sum(math.prod(shape) for _, shape in weights),
             layers=config["num_hidden_layers"],
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_size=config.get("head_dim") or config["hidden_size"] // heads,
             hidden=config["hidden_size"],
             vocabulary=config["vocab_size"],
+            adaptable=sum(sum(shape) for name, shape in weights if len(shape) == 2 and IN_A_LAYER.search(name)),
         )
     except KeyError:  # an architecture with other names
         return None
 
 
-def _numbers(file: Path) -> int:
-    """How many numbers a safetensors file holds, by its header: its length in 8 bytes, then JSON."""
+def _weights(file: Path) -> list[tuple[str, list[int]]]:
+    """Name and shape of each weight in a safetensors file, by its header: its length in 8 bytes, then JSON."""
     with file.open("rb") as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return [(name, entry["shape"]) for name, entry in header.items() if name != "__metadata__"]

@@ -224,5 +224,5 @@ def disk(recipe: Recipe, sample: Sample) -> Line:
 
 
 def _adapter_numbers(lora: LoraConfig, shape: Shape) -> int:
-    """An upper bound: as if each of a layer's seven projections had an adapter."""
-    return 2 * lora.r * shape.hidden * shape.layers * 7
+    """An upper bound: as if every matrix of a layer had an adapter."""
+    return lora.r * shape.adaptable
