@@ -24,6 +24,7 @@ from sdft.engines import _servers as servers
 from sdft.engines.openai import MOST_FAILURES, PROBE
 from sdft.errors import EngineError, RecipeError, ScoringError
 from sdft.models import ModelConfig
+from sdft.pipeline import check_all
 from sdft.prompts import PromptConfig
 from sdft.records import Choice, Completion, Message, Prediction, ReplyNll, Rewrite
 from sdft.rendering import open_prompter
@@ -528,6 +529,24 @@ def test_costs() -> None:
 
 
 # In a recipe
+
+
+def test_no_rewrite_is_paid_for_where_the_likelihoods_cannot_be_measured(
+    tmp_path: Path, server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = recipe(tmp_path, server, methods=[], evaluate={}, model=str(tmp_path / "nowhere"))
+    with pytest.raises(RecipeError, match="nowhere"):
+        check_all(tree)
+    with pytest.raises(RecipeError, match="nowhere"):
+        sdft.run(tree)
+    monkeypatch.delenv("NOT_SET", raising=False)
+    tree |= {"model": "org/model", "evaluate": {"engine": {**tree["distill"]["engine"], "api_key_env": "NOT_SET"}}}
+    with pytest.raises(RecipeError, match=r"evaluate\.engine: the environment variable NOT_SET"):
+        sdft.run(tree)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RecipeError, match="org/model"):
+        sdft.run(tree | {"evaluate": {}})
+    assert not server.bodies
 
 
 def recipe(tmp_path: Path, server: Served, **changes: Any) -> dict[str, Any]:

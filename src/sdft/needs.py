@@ -34,9 +34,9 @@ LOOKED_INTO = 2**26
 def lacking(recipe: Recipe) -> list[str]:
     """Data and packages that the recipe needs and that are not here, each with how to get it."""
     return [
-        *(_lacking_model(recipe.model) if _loads_model(recipe) else []),
+        *(_lacking_model(recipe.model) if _with_model(recipe) else []),
         *_lacking_data(recipe.data),
-        *(what for _, what in _lacking_engines(recipe)),
+        *_lacking_engines(recipe, SECTIONS),
         *_lacking_benchmarks(recipe.evaluate.benchmarks),
         *_lacking_similarity(recipe.analyze),
         *_lacking_trackers(recipe.train.report_to if recipe.methods else ()),
@@ -72,15 +72,24 @@ def with_engines(recipe: Recipe) -> tuple[Recipe, list[str]]:
     return recipe, list(dict.fromkeys(lines))
 
 
-def _engines(recipe: Recipe) -> dict[str, AnyEngine]:
+SECTIONS = {"distill": "distill", "eval": "evaluate", "analyze": "evaluate"}
+"""The kind of stage → the section of the recipe whose engine it opens: likelihoods are measured with evaluate's."""
+
+
+def engines(recipe: Recipe) -> dict[str, AnyEngine]:
     """The kind of stage → the engine that it will open."""
+    asked = any(not isinstance(benchmark, HarnessBenchmark) for benchmark in recipe.evaluate.benchmarks)
     found: dict[str, AnyEngine] = {"distill": recipe.distill.engine} if recipe.data else {}
-    return found | ({"eval": recipe.evaluate.engine} if recipe.evaluate.benchmarks else {})
+    found |= {"eval": recipe.evaluate.engine} if asked else {}
+    return found | ({"analyze": recipe.evaluate.engine} if recipe.data and recipe.analyze.nll else {})
 
 
-def _loads_model(recipe: Recipe) -> bool:
-    opened = _engines(recipe).values()
-    return bool(recipe.methods) or any(needs_tokenizer(recipe.prompt, e) for e in opened) or measures_model(recipe)
+def _with_model(recipe: Recipe) -> set[str]:
+    """The kinds of stages that fail where the model, or its tokenizer, cannot be had."""
+    kinds = {kind for kind, engine in engines(recipe).items() if needs_tokenizer(recipe.prompt, engine)}
+    if isinstance(recipe.evaluate.engine, OpenAISettings):
+        kinds -= {"analyze"}  # it leaves a note instead
+    return kinds | ({"train"} if recipe.methods else set()) | ({"eval"} if measures_model(recipe) else set())
 
 
 def measures_model(recipe: Recipe) -> bool:
@@ -88,11 +97,15 @@ def measures_model(recipe: Recipe) -> bool:
     return any(isinstance(benchmark, HarnessBenchmark) for benchmark in recipe.evaluate.benchmarks)
 
 
-def _lacking_engines(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The kind of stage that asks a server or runs vLLM, and what that takes."""
-    for kind, engine in _engines(recipe).items():
-        for what in engine.missing() if isinstance(engine, OpenAISettings | RaySettings | VLLMSettings) else ():
-            yield kind, f"{'evaluate' if kind == 'eval' else kind}.engine: {what}"
+def _lacking_engines(recipe: Recipe, kinds: Collection[str]) -> list[str]:
+    """What it takes to ask a server or to run vLLM or Ray, for stages of these kinds."""
+    found = {SECTIONS[kind]: engine for kind, engine in engines(recipe).items() if kind in kinds}
+    return [
+        f"{section}.engine: {what}"
+        for section, engine in found.items()
+        if isinstance(engine, OpenAISettings | RaySettings | VLLMSettings)
+        for what in engine.missing()
+    ]
 
 
 def _lacking_model(model: ModelConfig | None) -> list[str]:
@@ -144,6 +157,18 @@ def _unobtainable_data(recipe: Recipe) -> list[str]:
     return _lacking_data(recipe.data)
 
 
+def _unobtainable_model(recipe: Recipe, kinds: Collection[str]) -> list[str]:
+    """Fetches it before a server is paid for rewrites that nothing could be done with."""
+    if "distill" not in kinds or not isinstance(recipe.distill.engine, OpenAISettings):
+        return []  # what loads it comes first, or has nothing paid before it
+    served = all(isinstance(engine, OpenAISettings) for engine in engines(recipe).values())
+    try:
+        resolve(recipe.model, weights=bool(recipe.methods) or measures_model(recipe) or not served)
+    except ModelError as error:
+        return [f"model {error}"]
+    return []
+
+
 def _lacking_similarity(analyze: AnalyzeConfig | None) -> list[str]:
     """What a recipe that insists on similarity needs; one that does not gets a note where it is not measured."""
     from sdft.analysis.similarity import missing_packages
@@ -178,11 +203,10 @@ def _unreadable_benchmarks(recipe: Recipe) -> list[str]:
 def lacking_for(recipe: Recipe, kinds: Collection[str]) -> list[str]:
     """What stages of these kinds (`data`, `train`, `eval` …) need and do not find. What can be fetched is, first."""
     problems = _unobtainable_data(recipe) if "data" in kinds else []
-    if "train" in kinds:
-        problems += [*_lacking_model(recipe.model), *_lacking_trackers(recipe.train.report_to)]
-    elif "eval" in kinds and measures_model(recipe):
-        problems += _lacking_model(recipe.model)
-    problems += [what for kind, what in _lacking_engines(recipe) if kind in kinds]
+    if not _with_model(recipe).isdisjoint(kinds):
+        problems += _lacking_model(recipe.model) or _unobtainable_model(recipe, kinds)
+    problems += _lacking_trackers(recipe.train.report_to) if "train" in kinds else []
+    problems += _lacking_engines(recipe, kinds)
     if "eval" in kinds:
         problems += _unreadable_benchmarks(recipe) or _lacking_benchmarks(recipe.evaluate.benchmarks)
     if "analyze" in kinds:

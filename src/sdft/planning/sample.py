@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from sdft.benchmarks import HarnessBenchmark
 from sdft.data import BadRow, iter_examples
 from sdft.engines import AnyEngine, RaySettings
 from sdft.models import load_tokenizer
+from sdft.needs import SECTIONS, engines
 from sdft.prompts import Renderer
 from sdft.recipe import Recipe
 from sdft.records import Example
@@ -60,10 +60,7 @@ class Sample:
 
 def engines_of(recipe: Recipe) -> dict[str, AnyEngine]:
     """The section of the recipe → the engine that a run opens for it."""
-    asked = any(not isinstance(benchmark, HarnessBenchmark) for benchmark in recipe.evaluate.benchmarks)
-    measured = bool(recipe.data) and recipe.analyze.nll
-    found: dict[str, AnyEngine] = {"distill": recipe.distill.engine} if recipe.data else {}
-    return found | ({"evaluate": recipe.evaluate.engine} if asked or measured else {})
+    return {SECTIONS[kind]: engine for kind, engine in engines(recipe).items()}
 
 
 def inner(engine: AnyEngine) -> AnyEngine:
@@ -73,10 +70,10 @@ def inner(engine: AnyEngine) -> AnyEngine:
 
 def token_counter(recipe: Recipe) -> Counter:
     """Counts by the model's tokenizer where the run needs it, else by the text's length."""
-    engines = engines_of(recipe).values()
-    if not recipe.methods and not any(needs_tokenizer(recipe.prompt, engine) for engine in engines):
+    opened = engines_of(recipe).values()
+    if not recipe.methods and not any(needs_tokenizer(recipe.prompt, engine) for engine in opened):
         return lambda text: math.ceil(len(text) / CHARS_PER_TOKEN)
-    tokenizer = load_tokenizer(recipe.model, weights=any(loads(engine) for engine in engines) or bool(recipe.methods))
+    tokenizer = load_tokenizer(recipe.model, weights=any(loads(engine) for engine in opened) or bool(recipe.methods))
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
