@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from sdft.engines._replicas import SCORED_AT_ONCE
 from sdft.engines.base import Continuation, DistributionEngine, Engine, NotedEngine, Request, Sampling, TokenLogprobs
 from sdft.engines.scripted import ScriptedSettings
 from sdft.engines.transformers import TransformersSettings
@@ -50,8 +51,6 @@ MOST_ROWS_A_JOB = 8
 """Of a replica that holds hundreds: each job costs Ray some milliseconds."""
 JOBS_A_REPLICA = 16
 """At least, where a replica holds as many rows: a job is done when its last row is."""
-SCORED_AT_ONCE = 8
-"""Given replies in a job that scores them."""
 GRACE = 0.2
 """Seconds that a replica with rows in hand waits for more; without any it finishes those and begins anew."""
 MAX_DEATHS = 3
@@ -595,8 +594,7 @@ class _Replica:
             try:
                 call.results.extend(engine.logprobs(call.job.items))
             except ScoringError as error:  # of these texts; the engine goes on
-                self.hand.remove(call)
-                call.answer.put(Done(call.job.number, [], error=error))
+                self._finish(engine, call, error)
                 return None
         elif call.job.kind == "distributions":
             assert isinstance(engine, DistributionEngine)
@@ -626,7 +624,7 @@ class _Replica:
                 self._finish(engine, call)
         return following
 
-    def _finish(self, engine: Engine, call: _Call) -> None:
+    def _finish(self, engine: Engine, call: _Call, error: SdftError | None = None) -> None:
         self.hand.remove(call)
         notes = engine.notes() if isinstance(engine, NotedEngine) else []
-        call.answer.put(Done(call.job.number, call.results, tuple(notes)))
+        call.answer.put(Done(call.job.number, call.results, tuple(notes), error))
